@@ -1,0 +1,190 @@
+"""Every error that this project raises, as one tree under `JobQError`.
+
+    JobQError
+    ├── DeclarationError          a task, app or option that cannot be (also a ValueError)
+    ├── ConfigurationError        a place, key or setting that cannot be used (also a ValueError)
+    ├── NotSerializable           an argument or result that the codec refuses (also a TypeError)
+    ├── HandleAsArgument          a handle where a value belongs (also a TypeError)
+    ├── WouldDeadlock             a task waits for another call's result
+    ├── KeyConflict               a key that was used with other arguments
+    ├── NotFinished               forget() of a call that has no outcome yet
+    ├── ResultTimeout             a wait that ran out (also a TimeoutError)
+    ├── CallError                 a call ended without a value; carries id, attempts, worker
+    │   ├── TaskFailed            its exception could not be rebuilt here
+    │   ├── WorkerDied            its process died too often
+    │   ├── CallTimedOut          it ran longer than its timeout
+    │   ├── CallExpired           nobody took it before it expired
+    │   ├── CallCancelled         somebody cancelled it
+    │   ├── CallRefused           its message could not be run by any worker
+    │   └── ResultGone            its outcome was forgotten
+    ├── MessageError              what lies in storage cannot be read
+    │   ├── Malformed             not in our format, or damaged
+    │   ├── SignatureInvalid      unsigned or wrongly signed where a key is configured
+    │   └── Unfit                 sound, but not for this process (later version, unknown task, …)
+    └── TransportError            the storage said no, or nothing
+        ├── Unreachable           no answer, or a passing fault; `maybe_done` says if it may have happened
+        ├── AccessDenied          401 or 403
+        ├── NotFound              no such blob, queue or container
+        ├── AlreadyExists         put-if-absent found something
+        ├── ConditionFailed       If-Match found something else
+        ├── LeaseLost             the receipt no longer holds the message
+        └── PlaceTaken            the queue or container belongs to another app
+
+A class's docstring is its default message. `Retry` is no error: a task raises it to ask for another attempt.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class JobQError(Exception):
+    """Something in ai4s.jobq went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
+
+
+class DeclarationError(JobQError, ValueError):
+    """This app, task or option cannot be declared."""
+
+
+class ConfigurationError(JobQError, ValueError):
+    """This place, key or setting cannot be used."""
+
+
+class NotSerializable(JobQError, TypeError):
+    """The codec cannot turn this value into bytes, or back."""
+
+
+class HandleAsArgument(JobQError, TypeError):
+    """A handle is not an argument: pass handle.result(), or the value itself."""
+
+
+class WouldDeadlock(JobQError, RuntimeError):
+    """A task must not wait for another call: its slot would be blocked for the call that it waits for."""
+
+
+class KeyConflict(JobQError):
+    """This key was used before with other arguments."""
+
+
+class NotFinished(JobQError):
+    """The call has no outcome yet: wait for it, or cancel it first."""
+
+
+class ResultTimeout(JobQError, TimeoutError):
+    """No outcome within the time given; the call goes on."""
+
+
+class CallError(JobQError):
+    """The call ended without a value."""
+
+    def __init__(
+        self, message: str | None = None, *, call_id: str = "", attempts: int = 0, worker: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.call_id = call_id
+        self.attempts = attempts
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_call_error, (type(self), str(self), self.call_id, self.attempts, self.worker))
+
+
+def _rebuild_call_error(
+    kind: type[CallError], message: str, call_id: str, attempts: int, worker: str
+) -> CallError:
+    return kind(message, call_id=call_id, attempts=attempts, worker=worker)
+
+
+class TaskFailed(CallError):
+    """The task raised an exception that cannot be rebuilt here."""
+
+
+class WorkerDied(CallError):
+    """The process that ran the call died, too often to try again."""
+
+
+class CallTimedOut(CallError):
+    """The call ran longer than its timeout."""
+
+
+class CallExpired(CallError):
+    """The call expired before a worker took it."""
+
+
+class CallCancelled(CallError):
+    """The call was cancelled."""
+
+
+class CallRefused(CallError):
+    """No worker could run the call's message."""
+
+
+class ResultGone(CallError):
+    """The call's outcome was forgotten or removed."""
+
+
+class MessageError(JobQError):
+    """What lies in storage cannot be read."""
+
+
+class Malformed(MessageError):
+    """The bytes are not in our format, or are damaged."""
+
+
+class SignatureInvalid(MessageError):
+    """A key is configured, and these bytes are not signed with it."""
+
+
+class Unfit(MessageError):
+    """The message is sound, but not for this process."""
+
+
+class TransportError(JobQError):
+    """The storage did not do as asked."""
+
+
+class Unreachable(TransportError):
+    """The storage gave no answer, or a passing fault."""
+
+    def __init__(self, message: str | None = None, *, maybe_done: bool = True) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
+
+
+class AccessDenied(TransportError):
+    """The storage refused these credentials, or they lack a right."""
+
+
+class NotFound(TransportError):
+    """There is no such blob, queue or container."""
+
+
+class AlreadyExists(TransportError):
+    """Something of this name is there already."""
+
+
+class ConditionFailed(TransportError):
+    """The blob has changed since it was read."""
+
+
+class LeaseLost(TransportError):
+    """The receipt no longer holds the message."""
+
+
+class PlaceTaken(TransportError):
+    """The queue or container belongs to another app."""
+
+
+class Retry(Exception):
+    """Raised by a task to ask for another attempt, within its `retries`.
+
+    Args:
+        delay: seconds until the next attempt; None takes the task's backoff.
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        super().__init__(delay)
+        self.delay_seconds = delay

@@ -1,0 +1,20 @@
+"""Opening a place. The SDK of a place's kind is imported when such a place is opened, not before."""
+
+from __future__ import annotations
+
+from .base import Transport
+from .place import LocalPlace, Place
+
+
+async def open_transport(place: Place) -> Transport:
+    """Open `place` on the running event loop; the caller closes it.
+
+    Raises ConfigurationError for a folder that cannot be written or credentials that cannot be found.
+    """
+    if isinstance(place, LocalPlace):
+        from .local import LocalTransport
+
+        return await LocalTransport.open(place)
+    from .azure import AzureTransport
+
+    return await AzureTransport.open(place)
