@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from .base import Transport
 from .place import LocalPlace, Place
 
 
-async def open_transport(place: Place) -> Transport:
+async def open_transport(place: Place, *, environ: Mapping[str, str] = MappingProxyType({})) -> Transport:
     """Open `place` on the running event loop; the caller closes it.
+
+    `environ` is where proxies, certificates and sources of Entra ID tokens are named; usually the process's environment.
 
     Raises ConfigurationError for a folder that cannot be written or credentials that cannot be found.
     """
@@ -17,4 +22,4 @@ async def open_transport(place: Place) -> Transport:
         return await LocalTransport.open(place)
     from .azure import AzureTransport
 
-    return await AzureTransport.open(place)
+    return await AzureTransport.open(place, environ=environ)

@@ -1,0 +1,123 @@
+"""Run a great many Python calls on cheap machines that may vanish, with nothing but an Azure storage account.
+
+The public names, resolved when they are first used: importing this package loads no SDK.
+
+Next: `app.py`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .app import App
+    from .running import current
+    from .errors import (
+        AccessDenied,
+        CallCancelled,
+        CallError,
+        CallExpired,
+        CallRefused,
+        CallTimedOut,
+        ConfigurationError,
+        DeclarationError,
+        HandleAsArgument,
+        JobQError,
+        KeyConflict,
+        NotFinished,
+        NotSerializable,
+        ResultGone,
+        ResultTimeout,
+        Retry,
+        TaskFailed,
+        Unreachable,
+        WorkerDied,
+        WouldDeadlock,
+    )
+    from .gathering import agather, as_completed, await_, gather, wait
+    from .handle import Handle
+    from .message import Backoff, State
+    from .task import Task
+
+_HOMES = {
+    "app": ("App",),
+    "running": ("current",),
+    "errors": (
+        "AccessDenied",
+        "CallCancelled",
+        "CallError",
+        "CallExpired",
+        "CallRefused",
+        "CallTimedOut",
+        "ConfigurationError",
+        "DeclarationError",
+        "HandleAsArgument",
+        "JobQError",
+        "KeyConflict",
+        "NotFinished",
+        "NotSerializable",
+        "ResultGone",
+        "ResultTimeout",
+        "Retry",
+        "TaskFailed",
+        "Unreachable",
+        "WorkerDied",
+        "WouldDeadlock",
+    ),
+    "gathering": ("agather", "as_completed", "await_", "gather", "wait"),
+    "handle": ("Handle",),
+    "message": ("Backoff", "State"),
+    "task": ("Task",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AccessDenied",
+    "App",
+    "Backoff",
+    "CallCancelled",
+    "CallError",
+    "CallExpired",
+    "CallRefused",
+    "CallTimedOut",
+    "ConfigurationError",
+    "DeclarationError",
+    "Handle",
+    "HandleAsArgument",
+    "JobQError",
+    "KeyConflict",
+    "NotFinished",
+    "NotSerializable",
+    "ResultGone",
+    "ResultTimeout",
+    "Retry",
+    "State",
+    "Task",
+    "TaskFailed",
+    "Unreachable",
+    "WorkerDied",
+    "WouldDeadlock",
+    "__version__",
+    "agather",
+    "as_completed",
+    "await_",
+    "current",
+    "gather",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,205 @@
+"""App: the name under which tasks, a container and queues belong together; where users begin.
+
+Making an App opens nothing and asks nobody: a module that declares tasks can be imported anywhere.
+
+Next: `task.py` for what a decorated function can do; `client.py` for where the app lies.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from . import layout
+from .background import BackgroundWorker
+from .client import Client
+from .errors import DeclarationError, Malformed
+from .handle import Handle
+from .message import Backoff
+from .options import task_options
+from .payload import check_shipped, is_importable
+from .resource import Resource
+from .task import Shipment, Task, check_function
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskDecorator(Protocol):
+    """What `@app.task(...)` returns."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+
+
+class App:
+    """A set of tasks and the place where their calls, messages and outcomes lie.
+
+    Args:
+        name: 3 to 56 lower-case letters, digits and single hyphens. Container and queues are named after it.
+        url: the place: azure://ACCOUNT (Entra ID), a connection string or SAS URL, azurite://, or local:///FOLDER.
+            Without it $JOBQ_URL; without that, the nearest `.jobq` folder upward, else `./.jobq`, which the log names.
+        ship: local modules that travel with each call that needs them, for workers that lack them.
+        signing_keys: keys that sign and verify everything, newest first; without it $JOBQ_SIGNING_KEYS.
+        create: make queues and container on first use; off where the right to do so is missing.
+
+    Raises DeclarationError for a bad name or module. A place that cannot be used raises ConfigurationError at first use.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str | None = None,
+        *,
+        ship: Iterable[ModuleType] = (),
+        signing_keys: Iterable[str] | None = None,
+        create: bool = True,
+    ) -> None:
+        keys = None if signing_keys is None else tuple(signing_keys)
+        self.name = layout.check_app_name(name)
+        self.client = Client(self.name, url, keys, create=create)
+        self.tasks: dict[str, Task[..., Any, Any]] = {}
+        self._shipment = Shipment(check_shipped(ship))
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = ...,
+        retries: int = ...,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
+        backoff: float | Backoff = ...,
+        max_deaths: int = ...,
+        timeout: float | timedelta | None = ...,
+        expires: float | timedelta | None = ...,
+        queue: str = ...,
+        codec: Literal["cloudpickle", "msgpack"] = ...,
+        pool: Literal["process", "async", "thread"] | None = ...,
+    ) -> TaskDecorator: ...
+    def task(self, *function: Any, **given: Any) -> Any:
+        """Declare a function as a task; bare, or with options.
+
+        Args:
+            name: how workers find it; `<module>.<qualname>` unless given.
+            retries: further attempts after an error or a timeout; 0 unless given.
+            retry_on: exception classes that earn a retry; all of them unless given.
+            backoff: seconds between attempts, or a Backoff; it doubles from 1 s to 10 min, with jitter, unless given.
+            max_deaths: deaths of its process after which a call ends as failed; 3 unless given.
+            timeout: seconds (or a timedelta) that one attempt may take.
+            expires: seconds (or a timedelta) after submission from which no attempt begins any more.
+            queue: which of the app's queues its calls go to.
+            codec: "cloudpickle" (nearly any value) or "msgpack" (plain data, safe to decode).
+            pool: "process" for plain functions, "async" for `async def`, each the default there; or "thread".
+
+        Raises DeclarationError for an unknown option, a value that cannot be, or a name that another task has.
+        """
+        if function:
+            return self._declare(*function, given=given)
+        return lambda function: self._declare(function, given=given)
+
+    def _declare(self, function: Any, *, given: dict[str, Any]) -> Task[..., Any, Any]:
+        made = self._make(function, given)
+        if is_importable(made.function, self._shipment.names):
+            self._refuse_duplicate(made)
+            self.tasks[made.name] = made
+        return made
+
+    def _make(self, function: Any, given: dict[str, Any]) -> Task[..., Any, Any]:
+        checked = check_function(function)
+        options = task_options(self.name, given, is_async=inspect.iscoroutinefunction(checked))
+        return Task(self.client, checked, options, self._shipment)
+
+    def _refuse_duplicate(self, made: Task[..., Any, Any]) -> None:
+        other = self.tasks.get(made.name)
+        if other is not None and _origin(other.function) != _origin(made.function):
+            raise DeclarationError(
+                f"The app {self.name!r} has a task {made.name!r} already ({_place(other.function)}); "
+                f"give this one ({_place(made.function)}) a name of its own, as in @app.task(name='{made.name}-2')."
+            )
+
+    @overload
+    def submit(self, function: Task[P, Any, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    def submit(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Call any function elsewhere: `app.task(function).delay(*args, **kwargs)`. Raises what those raise."""
+        return self._as_task(function).delay(*args, **kwargs)
+
+    @overload
+    async def asubmit(self, function: Task[P, Any, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    async def asubmit(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    async def asubmit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def asubmit(self, function: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """As `submit`."""
+        return await self._as_task(function).adelay(*args, **kwargs)
+
+    def _as_task(self, function: Any) -> Task[..., Any, Any]:
+        return function if isinstance(function, Task) else self._make(function, {})
+
+    def resource(self, function: Callable[[], Iterator[R]]) -> Resource[R]:
+        """Declare something that is expensive to make, as a function with one `yield`; calling it gives what it yields.
+
+        Made on first use, once in each process; what follows the `yield` runs when the process ends in good order.
+        """
+        return Resource(function)
+
+    def handle(self, call_id: str) -> Handle[Any]:
+        """A handle of the call with this id, from any process, days later; no request. Raises DeclarationError for no id."""
+        try:
+            layout.check_call_id(call_id)
+        except Malformed as exc:
+            raise DeclarationError(f"{exc} It is what handle.id says.") from exc
+        return Handle(self.client, call_id)
+
+    def worker(self, concurrency: int = 2, *, async_concurrency: int = 200, queues: Iterable[str] = ()) -> BackgroundWorker:
+        """A worker process for the length of a `with` block: for a notebook, a test or a program of one file.
+
+        Args:
+            concurrency: sync calls that run side by side, each in a child process.
+            async_concurrency: `async def` calls that run side by side on one event loop.
+            queues: which of the app's queues; all that its tasks name, unless given.
+
+        It ends in good order with the block (what has not begun goes back), and with this process, however that ends.
+        Raises ConfigurationError if it cannot start.
+        """
+        named = tuple(layout.check_queue_name(self.name, queue) for queue in queues)
+        used = dict.fromkeys([layout.DEFAULT_QUEUE, *(task.declared.queue for task in self.tasks.values())])
+        modules = dict.fromkeys(task.function.__module__ for task in self.tasks.values() if task.importable)
+        return BackgroundWorker(
+            self.client,
+            queues=named or tuple(used),
+            modules=tuple(modules),
+            concurrency=concurrency,
+            async_concurrency=async_concurrency,
+        )
+
+    def close(self) -> None:
+        """Close connections; the next use opens them again. Not needed at the end of a program."""
+        self.client.close()
+
+    def __repr__(self) -> str:
+        return f"<App {self.name}>"
+
+
+def _origin(function: Any) -> tuple[object, ...]:
+    """Two functions of one origin are one function, imported again."""
+    code = getattr(function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno, code.co_qualname) if code else (function,)
+
+
+def _place(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

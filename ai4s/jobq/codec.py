@@ -1,0 +1,140 @@
+"""Values to bytes and back: cloudpickle (takes nearly everything, and is code) or msgpack (plain data, and safe).
+
+Encoding happens where the user is, so what cannot travel is refused there, by name. Whether bytes may be decoded at all is
+not decided here: `wire.py` has verified them before.
+
+Next: `wire.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, Protocol
+
+import cloudpickle
+import msgpack
+
+from .errors import DeclarationError, JobQError, NotSerializable
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A value as bytes; `has_code` says that functions or classes travel inside, which bind it to a Python minor version."""
+
+    data: bytes
+    has_code: bool = False
+
+
+Guard = Callable[[object], None]
+"""Called with objects of a value before they are encoded; raises to refuse one."""
+
+
+class Codec(Protocol):
+    """One way to encode values. Both methods raise NotSerializable with the offending type or the reason."""
+
+    name: str
+    allows_pickle: bool
+
+    def dumps(self, value: object, guard: Guard | None = None) -> Encoded: ...
+
+    def loads(self, data: bytes) -> Any: ...
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pickler is untyped
+    """Notices code that travels by value, and lets a guard see every object of a class that is not built in."""
+
+    def __init__(self, file: io.BytesIO, guard: Guard | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.has_code = False
+        self._guard = guard
+
+    def reducer_override(self, obj: Any) -> Any:
+        if self._guard is not None:
+            self._guard(obj)
+        reduced = super().reducer_override(obj)
+        if reduced is not NotImplemented and isinstance(obj, FunctionType | type):
+            self.has_code = True
+        return reduced
+
+
+class CloudpickleCodec:
+    """Nearly every Python value, functions and classes by value where they cannot be imported."""
+
+    name = "cloudpickle"
+    allows_pickle = True
+
+    def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
+        file = io.BytesIO()
+        pickler = _Pickler(file, guard)
+        try:
+            pickler.dump(value)
+        except JobQError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # pickling runs the user's code, which may raise anything
+            raise NotSerializable(f"cloudpickle cannot encode {_kind(value)}: {_reason(exc)}") from exc
+        return Encoded(file.getvalue(), pickler.has_code)
+
+    def loads(self, data: bytes) -> Any:
+        try:
+            return pickle.loads(data)  # noqa: S301  # verified by wire.py where a key is configured; see DESIGN "Trust"
+        except Exception as exc:  # noqa: BLE001  # unpickling runs the user's code, which may raise anything
+            raise NotSerializable(f"cloudpickle cannot decode this value here: {_reason(exc)}") from exc
+
+
+class MsgpackCodec:
+    """None, bool, int (64 bits), float, str, bytes, lists, tuples (which come back as lists) and dicts of these."""
+
+    name = "msgpack"
+    allows_pickle = False
+
+    def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
+        def other(obj: object) -> list[object]:
+            if type(obj) is tuple:
+                return list(obj)
+            if guard is not None:
+                guard(obj)
+            raise NotSerializable(
+                f"The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict; got {_kind(obj)}. "
+                "Convert it, or declare the task with codec='cloudpickle'."
+            )
+
+        try:
+            return Encoded(msgpack.packb(value, default=other, strict_types=True))
+        except (ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
+            raise NotSerializable(f"The msgpack codec cannot encode {_kind(value)}: {_reason(exc)}") from exc
+
+    def loads(self, data: bytes) -> Any:
+        try:
+            return msgpack.unpackb(data, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.UnpackException) as exc:
+            raise NotSerializable(f"The bytes are not sound msgpack: {_reason(exc)}") from exc
+
+
+_CODECS: dict[str, Codec] = {codec.name: codec for codec in (CloudpickleCodec(), MsgpackCodec())}
+
+
+def codec_named(name: object) -> Codec:
+    """The codec of this name; raises DeclarationError that lists them."""
+    if not isinstance(name, str) or name not in _CODECS:
+        raise DeclarationError(f"codec must be one of {', '.join(map(repr, _CODECS))}; got {name!r}.")
+    return _CODECS[name]
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def _reason(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {describe(exc)}"
+
+
+def describe(value: object) -> str:
+    """`str(value)`, or a note in its place if even that raises; at most 2,000 characters."""
+    try:
+        return str(value)[:2000]
+    except Exception as exc:  # noqa: BLE001  # __str__ is user code
+        return f"<{_kind(value)} whose str() raises {type(exc).__name__}>"

@@ -1,0 +1,66 @@
+"""Settings from the environment: the only module that reads it, and only when asked.
+
+An empty variable counts as absent. Nothing here opens a place or checks that it exists.
+
+Next: `app.py`, which takes what is not given to it from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import ConfigurationError
+
+CLUSTER_VARIABLES = ("AZUREML_RUN_ID", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
+"""Where one of these is set, a folder of this machine is not where the others look."""
+
+LOCAL_FOLDER = ".jobq"
+MIN_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. `signing_keys`: the first one signs, all are accepted."""
+
+    url: str | None = None
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    cluster: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster."""
+    environ = dict(os.environ if environ is None else environ)
+    keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
+    return Settings(
+        url=environ.get("JOBQ_URL") or None,
+        signing_keys=check_keys(keys),
+        cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
+        environ=environ,
+    )
+
+
+def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """`keys` if each is long enough; raises ConfigurationError that does not repeat them."""
+    if any(len(key) < MIN_KEY_LENGTH for key in keys):
+        raise ConfigurationError(f"A signing key needs at least {MIN_KEY_LENGTH} characters; `openssl rand -hex 32` makes one.")
+    return keys
+
+
+def default_url(settings: Settings, start: Path) -> str:
+    """The place that is meant where none is named: the nearest `.jobq` folder upward from `start`, else `start/.jobq`.
+
+    Raises ConfigurationError on a cluster's machine, whose folders no other machine sees.
+    """
+    if settings.cluster:
+        raise ConfigurationError(
+            f"No place is named, and {settings.cluster} says that this machine is one of many: a local folder would be seen by "
+            "nobody else. Set JOBQ_URL (azure://ACCOUNT), or name a folder with local:///FOLDER."
+        )
+    start = start.resolve()
+    found = (folder / LOCAL_FOLDER for folder in (start, *start.parents))
+    nearest = next((folder for folder in found if folder.is_dir()), start / LOCAL_FOLDER)
+    return f"local://{nearest}"

@@ -1,0 +1,121 @@
+"""Exceptions to records and back: what a caller is told about a run that did not succeed.
+
+A record always has the type, text and traceback as text; the pickled exception only where the codec allows pickles and it
+survives a round trip. Whatever the user's exception does in `str`, `repr` or pickling, a record comes out, of bounded size.
+
+Next: `handle.py`, which raises what is made here.
+"""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+
+from .codec import Codec, codec_named, describe
+from .errors import (
+    CallCancelled,
+    CallError,
+    CallExpired,
+    CallRefused,
+    CallTimedOut,
+    NotSerializable,
+    TaskFailed,
+    WorkerDied,
+)
+from .message import Cause, Failure, Outcome, State
+
+MAX_MESSAGE_CHARS = 4_000
+MAX_TRACEBACK_CHARS = 32_000
+MAX_EXCEPTION_BYTES = 64 * 1024
+
+_ERRORS: dict[Cause, type[CallError]] = {
+    Cause.RAISED: TaskFailed,
+    Cause.TIMED_OUT: CallTimedOut,
+    Cause.DIED: WorkerDied,
+    Cause.REFUSED: CallRefused,
+    Cause.NEVER_FITS: WorkerDied,
+}
+
+
+class RemoteTraceback(Exception):
+    """The traceback of another process; it stands as the cause of the exception that it belongs to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
+
+
+def failure_of(exc: BaseException, codec: Codec) -> Failure:
+    """What to keep of an exception that a task raised."""
+    return Failure(
+        cause=Cause.RAISED,
+        type=f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins."),
+        message=describe(exc)[:MAX_MESSAGE_CHARS],
+        traceback=_traceback(exc),
+        exception=_pickled(exc, codec) if codec.allows_pickle else None,
+    )
+
+
+def _traceback(exc: BaseException) -> str:
+    try:
+        lines = traceback.format_exception(type(exc), exc, _without_our_frames(exc))
+    except Exception as oops:  # noqa: BLE001  # a note or a cause may be any object of the user's
+        lines = [f"(its traceback cannot be shown: {type(oops).__name__})\n", *traceback.format_tb(exc.__traceback__)]
+    text = "".join(lines).encode("utf-8", "replace").decode()
+    half = MAX_TRACEBACK_CHARS // 2
+    return text if len(text) <= MAX_TRACEBACK_CHARS else f"{text[:half]}\n… cut …\n{text[-half:]}"
+
+
+def _without_our_frames(exc: BaseException) -> TracebackType | None:
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("ai4s.jobq."):
+        frames = frames.tb_next
+    return frames or exc.__traceback__
+
+
+def _pickled(exc: BaseException, codec: Codec) -> bytes | None:
+    try:
+        data = codec.dumps(exc).data
+        if len(data) > MAX_EXCEPTION_BYTES or type(codec.loads(data)) is not type(exc):
+            return None
+    except NotSerializable:
+        return None
+    return data
+
+
+def exception_of(outcome: Outcome) -> BaseException | None:
+    """What `result()` raises for this outcome, or None for a success."""
+    if outcome.state is State.SUCCEEDED:
+        return None
+    if outcome.state is State.CANCELLED:
+        return _call_error(CallCancelled, outcome, f"Call {outcome.call} was cancelled.")
+    if outcome.state is State.EXPIRED:
+        return _call_error(CallExpired, outcome, f"Call {outcome.call} of {outcome.task} expired before a worker took it.")
+    failure = outcome.failure or Failure(Cause.RAISED, "", "The outcome does not say why.")
+    exc = _rebuilt(failure, outcome.codec) or _call_error(_ERRORS[failure.cause], outcome, _sentence(outcome, failure))
+    if failure.traceback:
+        exc.__cause__ = RemoteTraceback(failure.traceback)
+    return exc
+
+
+def _rebuilt(failure: Failure, codec_name: str) -> BaseException | None:
+    codec = codec_named(codec_name)
+    if failure.exception is None or not codec.allows_pickle:
+        return None
+    try:
+        exc = codec.loads(failure.exception)
+    except NotSerializable:
+        return None
+    return exc if isinstance(exc, BaseException) else None
+
+
+def _call_error(kind: type[CallError], outcome: Outcome, message: str) -> CallError:
+    return kind(message, call_id=outcome.call, attempts=outcome.attempts, worker=outcome.worker)
+
+
+def _sentence(outcome: Outcome, failure: Failure) -> str:
+    what = f"{failure.type}: {failure.message}" if failure.type else failure.message
+    return f"Call {outcome.call} of {outcome.task} failed after {outcome.attempts} attempt(s): {what}"

@@ -1,0 +1,216 @@
+"""Many handles at once: `as_completed`, `wait`, `gather`, with one look for thousands.
+
+The handles may belong to several apps and places; each is asked once a round.
+
+Next: `waiting.py` for the looks and their pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from .client import Client
+from .running import refuse_to_wait
+from .errors import DeclarationError, ResultTimeout
+from .handle import Handle
+from .ledger import Ledger
+from .waiting import Pace, ended
+
+R = TypeVar("R")
+
+VALUES_IN_FLIGHT = 16
+"""Outcomes read at a time: enough to hide a request's latency, few enough to leave connections for others."""
+
+
+class _Rounds(Generic[R]):
+    """The handles that have not been seen to end, by client and run."""
+
+    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None) -> None:
+        self.pending: dict[Client, dict[tuple[str, int], list[Handle[R]]]] = defaultdict(lambda: defaultdict(list))
+        for handle in handles:
+            refuse_to_wait(handle.id)
+            self.pending[handle.client][handle.id, handle.run].append(handle)
+        self._pace = Pace(timeout)
+
+    def left(self) -> list[Handle[R]]:
+        return [handle for runs in self.pending.values() for group in runs.values() for handle in group]
+
+    def pause_seconds(self) -> float:
+        return self._pace.pause_seconds(f"{len(self.left())} call(s)")
+
+    def take(self, client: Client, found: set[tuple[str, int]]) -> list[Handle[R]]:
+        """Remove what has ended from the pending ones; within a round the order is that of submission."""
+        runs = self.pending[client]
+        taken = [handle for run in sorted(found) for handle in runs.pop(run)]
+        if not runs:
+            del self.pending[client]
+        if taken:
+            self._pace.news()
+        return taken
+
+    async def look(self, client: Client, ledger: Ledger) -> set[tuple[str, int]]:
+        found = await ended(ledger, self.pending[client])
+        if not found:
+            await client.note_silence(ledger, self._pace.started)
+        return found
+
+    def round(self) -> list[Handle[R]]:
+        """Look once at every place."""
+        return [h for client in list(self.pending) for h in self.take(client, client.run(partial(self.look, client)))]
+
+    async def around(self) -> list[Handle[R]]:
+        """As `round`."""
+        return [h for client in list(self.pending) for h in self.take(client, await client.arun(partial(self.look, client)))]
+
+
+class Completed(Generic[R]):
+    """Handles in the order in which their calls end, by `for` or by `async for`, once."""
+
+    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None = None) -> None:
+        self._rounds = _Rounds(handles, timeout)
+
+    def __iter__(self) -> Iterator[Handle[R]]:
+        while self._rounds.pending:
+            found = self._rounds.round()
+            yield from found
+            if self._rounds.pending and not found:
+                time.sleep(self._rounds.pause_seconds())
+
+    async def __aiter__(self) -> AsyncIterator[Handle[R]]:
+        while self._rounds.pending:
+            found = await self._rounds.around()
+            for handle in found:
+                yield handle
+            if self._rounds.pending and not found:
+                await asyncio.sleep(self._rounds.pause_seconds())
+
+    def left(self) -> list[Handle[R]]:
+        """What has not been seen to end."""
+        return self._rounds.left()
+
+
+def as_completed(handles: Iterable[Handle[R]], timeout: float | None = None) -> Completed[R]:
+    """The handles as their calls end, in whatever way; `for` and `async for` both work.
+
+    Args:
+        handles: any number, of any apps.
+        timeout: seconds for all of them together; None waits for ever.
+
+    Raises:
+        ResultTimeout: while iterating, when time is up.
+    """
+    return Completed(handles, timeout)
+
+
+class Waited(NamedTuple):
+    """What `wait` returns, as in `concurrent.futures`."""
+
+    done: set[Handle[Any]]
+    not_done: set[Handle[Any]]
+
+
+When = Literal["all", "first"]
+
+
+def wait(handles: Iterable[Handle[Any]], timeout: float | None = None, *, return_when: When = "all") -> Waited:
+    """Wait until all calls have ended, or the first of them, or `timeout` seconds are over; never raises for time.
+
+    Returns the sets of handles that have ended and that have not.
+    """
+    completed = Completed(handles, timeout)
+    done: set[Handle[Any]] = set()
+    _check_when(return_when)
+    try:
+        for handle in completed:
+            done.add(handle)
+            if return_when == "first":
+                break
+    except ResultTimeout:
+        pass
+    return Waited(done, set(completed.left()) - done)
+
+
+async def await_(handles: Iterable[Handle[Any]], timeout: float | None = None, *, return_when: When = "all") -> Waited:
+    """As `wait`. (`await` itself is a keyword.)"""
+    completed = Completed(handles, timeout)
+    done: set[Handle[Any]] = set()
+    _check_when(return_when)
+    try:
+        async for handle in completed:
+            done.add(handle)
+            if return_when == "first":
+                break
+    except ResultTimeout:
+        pass
+    return Waited(done, set(completed.left()) - done)
+
+
+def _check_when(return_when: str) -> None:
+    if return_when not in ("all", "first"):
+        raise DeclarationError(f"return_when must be 'all' or 'first'; got {return_when!r}.")
+
+
+def gather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
+    """The values of all calls, in the order of the handles.
+
+    Args:
+        handles: any number, of any apps.
+        timeout: seconds for all of them together; None waits for ever.
+
+    Raises:
+        ResultTimeout: when time is up.
+        what `Handle.result` raises for the first of the handles, in their order, that did not succeed.
+    """
+    for _ in Completed(handles, timeout):
+        pass
+    values: dict[Handle[R], Any] = {}
+    for client, group in _by_client(handles).items():
+        values.update(zip(group, client.run(partial(_values, group)), strict=True))
+    return _unwrapped(handles, values)
+
+
+async def agather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
+    """As `gather`."""
+    async for _ in Completed(handles, timeout):
+        pass
+    values: dict[Handle[R], Any] = {}
+    for client, group in _by_client(handles).items():
+        values.update(zip(group, await client.arun(partial(_values, group)), strict=True))
+    return _unwrapped(handles, values)
+
+
+def _by_client(handles: Sequence[Handle[R]]) -> dict[Client, list[Handle[R]]]:
+    groups: dict[Client, list[Handle[R]]] = defaultdict(list)
+    for handle in dict.fromkeys(handles):
+        groups[handle.client].append(handle)
+    return groups
+
+
+async def _values(handles: Sequence[Handle[R]], ledger: Ledger) -> list[Any]:
+    room = asyncio.Semaphore(VALUES_IN_FLIGHT)
+
+    async def one(handle: Handle[R]) -> Any:
+        async with room:
+            try:
+                return await handle.value(ledger, None)
+            except Exception as exc:  # noqa: BLE001  # the task's own exception, which `gather` raises in its turn
+                return _Raised(exc)
+
+    return await asyncio.gather(*map(one, handles))
+
+
+class _Raised(NamedTuple):
+    error: BaseException
+
+
+def _unwrapped(handles: Sequence[Handle[R]], values: dict[Handle[R], Any]) -> list[R]:
+    made = [values[handle] for handle in handles]
+    for value in made:
+        if isinstance(value, _Raised):
+            raise value.error
+    return made

@@ -1,0 +1,175 @@
+"""Handles: a call's id and the way back to its outcome, from any process, days later.
+
+A handle holds nothing but an id and a client; outcomes are immutable, so what was read once is kept.
+Every method that asks the storage has an async twin with the prefix `a`.
+
+Next: `gathering.py` for many at once, `waiting.py` for how it looks, `failures.py` for what it raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Generator
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from .client import Client
+from .codec import codec_named
+from .running import refuse_to_wait
+from .errors import LeaseLost, NotFinished
+from .failures import exception_of
+from .ledger import Ledger
+from .message import Outcome, State
+from .transports.base import Receipt
+from .waiting import Pace
+
+R = TypeVar("R")
+
+
+class Handle(Generic[R]):
+    """The future of one call, on any machine. Picklable; it carries no secret.
+
+    Two handles are equal if they mean the same call. Methods may be called from any thread; `await handle` from any loop.
+    """
+
+    def __init__(self, client: Client, call: str, *, run: int = 1, receipt: Receipt | None = None, queue: str | None = None) -> None:
+        self.id = call
+        self.run = run
+        self.client = client
+        self._receipt = receipt
+        self._queue = queue
+        self._outcome: Outcome | None = None
+
+    def holding(self, receipt: Receipt) -> Handle[R]:
+        """The same handle with the right to take its message back while nobody has it."""
+        return Handle(self.client, self.id, run=self.run, receipt=receipt, queue=self._queue)
+
+    def result(self, timeout: float | None = None) -> R:
+        """The call's value.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            ResultTimeout: no outcome in time; the call goes on.
+            the task's own exception, with its remote traceback as the cause, if it can be rebuilt here; else TaskFailed.
+            WorkerDied, CallTimedOut, CallExpired, CallCancelled, CallRefused, ResultGone: what they say.
+            WouldDeadlock: inside a task.
+        """
+        refuse_to_wait(self.id)
+        return cast("R", self.client.run(lambda ledger: self.value(ledger, timeout)))
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """As `result`."""
+        refuse_to_wait(self.id)
+        return cast("R", await self.client.arun(lambda ledger: self.value(ledger, timeout)))
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.aresult().__await__()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `result` would raise, or None for a success; waits as it does."""
+        refuse_to_wait(self.id)
+        return exception_of(self.client.run(lambda ledger: self._wait(ledger, timeout)))
+
+    async def aexception(self, timeout: float | None = None) -> BaseException | None:
+        """As `exception`."""
+        refuse_to_wait(self.id)
+        return exception_of(await self.client.arun(lambda ledger: self._wait(ledger, timeout)))
+
+    def done(self) -> bool:
+        """Whether the call has ended, in whatever way; one look, no waiting."""
+        return self.client.run(self.look) is not None
+
+    async def adone(self) -> bool:
+        """As `done`."""
+        return await self.client.arun(self.look) is not None
+
+    def status(self) -> State | Literal["pending"]:
+        """How the call ended, or "pending": waiting or running. One look; raises ResultGone for a forgotten call."""
+        return _status(self.client.run(self.look))
+
+    async def astatus(self) -> State | Literal["pending"]:
+        """As `status`."""
+        return _status(await self.client.arun(self.look))
+
+    def cancel(self) -> bool:
+        """End the call as cancelled unless it has ended; whether it counts as cancelled now.
+
+        What a worker has begun is not stopped, but its value no longer counts.
+        """
+        return self.client.run(self._cancel)
+
+    async def acancel(self) -> bool:
+        """As `cancel`."""
+        return await self.client.arun(self._cancel)
+
+    def forget(self) -> None:
+        """Remove the outcome and what was spilled; from then on `result` raises ResultGone. Raises NotFinished before the end."""
+        self.client.run(self._forget)
+
+    async def aforget(self) -> None:
+        """As `forget`."""
+        await self.client.arun(self._forget)
+
+    def __repr__(self) -> str:
+        known = f" {self._outcome.state}" if self._outcome else ""
+        return f"<Handle {self.id}{known} of {self.client.name} at {self.client.place.label}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_unpickled, (self.client, self.id, self.run))
+
+    def _identity(self) -> tuple[str, str, str, int]:
+        return (self.client.place.label, self.client.name, self.id, self.run)
+
+    async def look(self, ledger: Ledger) -> Outcome | None:
+        """The outcome if there is one now; raises ResultGone if it was forgotten."""
+        if self._outcome is None:
+            self._outcome = await ledger.outcome(self.id, self.run)
+        return self._outcome
+
+    async def _wait(self, ledger: Ledger, timeout: float | None) -> Outcome:
+        pace = Pace(timeout)
+        while (outcome := await self.look(ledger)) is None:
+            await asyncio.sleep(pace.pause_seconds(f"call {self.id}"))
+            await self.client.note_silence(ledger, pace.started)
+        return outcome
+
+    async def value(self, ledger: Ledger, timeout: float | None) -> Any:
+        """The call's value; waits and raises as `result` does."""
+        outcome = await self._wait(ledger, timeout)
+        error = exception_of(outcome)
+        if error is not None:
+            raise error
+        return codec_named(outcome.codec).loads(await ledger.value(outcome))
+
+    async def _cancel(self, ledger: Ledger) -> bool:
+        wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))
+        self._outcome = await ledger.commit(wanted)
+        if self._outcome.state is State.CANCELLED and self._receipt and self._queue:
+            try:
+                await (await ledger.queue(self._queue)).delete(self._receipt)
+            except LeaseLost:  # a worker has it, or had: it will find the outcome, or its own will not count
+                self._receipt = None
+        return self._outcome.state is State.CANCELLED
+
+    async def _forget(self, ledger: Ledger) -> None:
+        if await ledger.outcome(self.id, self.run) is None:
+            raise NotFinished(f"Call {self.id} has no outcome yet: wait for it, or cancel it first.")
+        await ledger.forget(self.id, self.run)
+        self._outcome = None
+
+
+def _unpickled(client: Client, call: str, run: int) -> Handle[Any]:
+    return Handle(client, call, run=run)
+
+
+def _status(outcome: Outcome | None) -> State | Literal["pending"]:
+    return outcome.state if outcome else "pending"
+

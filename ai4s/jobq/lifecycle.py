@@ -1,0 +1,146 @@
+"""What follows from what happened to an attempt. Pure: no clock, no storage, no randomness of its own.
+
+Errors, deaths and preemptions have separate budgets; only here are they spent. `attempt.py` carries the decision out.
+
+Next: `wire.py` for how a call travels, or `worker/attempt.py` for who asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .message import Call, Cause, Failure, Spill
+
+MAX_IDLE_PREEMPTIONS = 5
+"""Preemptions without progress after which a call is taken to be too long for these machines."""
+
+UNFIT_DELAY_SECONDS = 3600
+"""How long a sound message that this worker cannot run is put aside, for workers that can."""
+
+UNFIT_DELIVERIES = 24
+"""Deliveries after which such a message is given up: about a day."""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned; `value` is encoded."""
+
+    value: bytes | Spill
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The task raised. `retryable` is the policy's word; `delay_seconds` is what a `Retry` asked for."""
+
+    failure: Failure
+    retryable: bool
+    delay_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The attempt was stopped because it ran longer than the call's timeout."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The attempt's process ended without an answer, or an earlier attempt left its mark and never settled."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """The machine or the worker had to go while the attempt ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The call was delivered after its `expires`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The message is sound, but this worker cannot run it; it has been delivered `deliveries` times."""
+
+    failure: Failure
+    deliveries: int
+
+
+Happening = Succeeded | Raised | TimedOut | Died | Preempted | Expired | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End the run without a dead letter: with a value, or as expired where there is none."""
+
+    value: bytes | Spill | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Put `call` in the message's place, visible after `delay_seconds`."""
+
+    call: Call
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the message back as it is, visible after `delay_seconds`."""
+
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """End the run as failed, and keep a dead letter."""
+
+    failure: Failure
+
+
+Decision = Finish | Retry | Release | Bury
+
+
+def decide(happening: Happening, call: Call, *, jitter: float) -> Decision:
+    """What to do with `call` now; `jitter` is a random number in [0, 1)."""
+    match happening:
+        case Succeeded(value):
+            return Finish(value)
+        case Expired():
+            return Finish(None)
+        case Raised(failure, retryable, delay_seconds):
+            return _after_error(call, failure, retryable=retryable, delay_seconds=delay_seconds, jitter=jitter)
+        case TimedOut(failure):
+            return _after_error(call, failure, retryable=True, delay_seconds=None, jitter=jitter)
+        case Died(failure):
+            return _after_death(call, failure, jitter)
+        case Preempted():
+            return _after_preemption(call)
+        case Refused(failure, deliveries):
+            return Bury(failure) if deliveries >= UNFIT_DELIVERIES else Release(UNFIT_DELAY_SECONDS)
+
+
+def _after_error(call: Call, failure: Failure, *, retryable: bool, delay_seconds: float | None, jitter: float) -> Decision:
+    if not retryable or call.errors >= call.retries:
+        return Bury(failure)
+    if delay_seconds is None:
+        delay_seconds = call.backoff.delay_seconds(call.errors, jitter)
+    return Retry(replace(call, errors=call.errors + 1, mark=None), delay_seconds)
+
+
+def _after_death(call: Call, failure: Failure, jitter: float) -> Decision:
+    charged = replace(call, deaths=call.deaths + 1, mark=None)
+    if charged.deaths >= call.max_deaths:
+        return Bury(failure)
+    return Retry(charged, call.backoff.delay_seconds(call.deaths, jitter))
+
+
+def _after_preemption(call: Call) -> Decision:
+    charged = replace(call, preemptions=call.preemptions + 1, mark=None)
+    if charged.preemptions < MAX_IDLE_PREEMPTIONS:
+        return Retry(charged, 0)
+    message = f"Preempted {charged.preemptions} times without progress: it takes longer than these machines live."
+    return Bury(Failure(Cause.NEVER_FITS, "", message))

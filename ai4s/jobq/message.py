@@ -1,0 +1,159 @@
+"""The records that travel and stay: calls, outcomes, failures, dead letters.
+
+Frozen data and nothing else: how they become bytes is in `wire.py`, what may follow from them in `lifecycle.py`.
+A field with a default is left out of the bytes while it has that value, so adding one costs nothing.
+
+Next: `lifecycle.py`, which decides what happens to a call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """How a run ended. Nothing else is ever stored as an outcome's state."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Cause(StrEnum):
+    """Why a run failed, for the caller's error and for whoever reads the dead letter."""
+
+    RAISED = "raised"
+    TIMED_OUT = "timed out"
+    DIED = "died"
+    REFUSED = "refused"
+    NEVER_FITS = "never fits"
+
+
+class Pool(StrEnum):
+    """Where a task runs: alone in a child process, on an event loop in a child, or on a thread of such a child."""
+
+    PROCESS = "process"
+    ASYNC = "async"
+    THREAD = "thread"
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Bytes that lie in a blob of their own. Its name follows from its owner, never from a message."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds until the next attempt: `first * factor ** n`, at most `longest`, of which jitter takes up to half.
+
+    Args:
+        first: seconds after the first failure; above 0.
+        factor: growth from one failure to the next; 1 or more.
+        longest: upper bound in seconds.
+    """
+
+    first: float = 1.0
+    factor: float = 2.0
+    longest: float = 600.0
+
+    def delay_seconds(self, failures_before: int, jitter: float) -> float:
+        """The wait after a failure that `failures_before` others preceded; `jitter` is random in [0, 1)."""
+        # 2.0 ** 1100 overflows; long before, the exponent no longer matters.
+        grown = self.first * self.factor ** min(failures_before, 64)
+        return min(self.longest, grown) * (1 - jitter / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One invocation of a task, as it travels: what to run, within which bounds, and what happened so far.
+
+    `arguments` is what the codec made of `(args, kwargs)`. `function` and `ship` name payloads by their SHA-256; `python`
+    is stamped ("3.11") only where code travels by value. `sent`, `eta` and `expires` are epoch seconds by the server's clock.
+    `mark` is the token of an attempt that began and has not settled.
+    """
+
+    id: str
+    task: str
+    queue: str
+    arguments: bytes | Spill
+    sent: float
+    run: int = 1
+    codec: str = "cloudpickle"
+    pool: Pool = Pool.PROCESS
+    function: str | None = None
+    ship: tuple[str, ...] = ()
+    python: str | None = None
+    retries: int = 0
+    backoff: Backoff = Backoff()
+    max_deaths: int = 3
+    timeout_seconds: float | None = None
+    eta: float | None = None
+    expires: float | None = None
+    root: str | None = None
+    parent: str | None = None
+    resent: bool = False
+    errors: int = 0
+    deaths: int = 0
+    preemptions: int = 0
+    mark: str | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that comes next, or runs; the first is 1."""
+        return 1 + self.errors + self.deaths + self.preemptions
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run did not succeed. `exception` is a pickle, and only where the call's codec allows pickles."""
+
+    cause: Cause
+    type: str
+    message: str
+    traceback: str = ""
+    exception: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The immutable record that ends a run. `token` names the attempt (or canceller) that wrote it; times as in Call."""
+
+    call: str
+    run: int
+    state: State
+    token: str
+    task: str = ""
+    queue: str = ""
+    codec: str = "cloudpickle"
+    value: bytes | Spill | None = None
+    failure: Failure | None = None
+    attempts: int = 0
+    worker: str = ""
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A call that ended in failure, kept for a person: its outcome, its message, or what could be read of it.
+
+    `call` is None where the message could not be read at all; then `raw` holds the beginning of its text.
+    """
+
+    reason: str
+    outcome: Outcome | None = None
+    call: Call | None = None
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What a key was used with: the SHA-256 of the arguments, and whether its call's message is surely on the queue."""
+
+    arguments: str
+    sent: bool = False

@@ -1,0 +1,178 @@
+"""What can be said about a task when it is declared, and about a call when it is made; checked as soon as it is said.
+
+Next: `task.py`, which carries both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from . import layout
+from .codec import Codec, codec_named
+from .errors import DeclarationError
+from .message import Pool
+from .retry import RetryPolicy, retry_policy, whole_number
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.<>@-]{0,199}")
+MAX_KEY_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """The declared options of a task, all checked. Seconds where a unit is due; None means no bound."""
+
+    name: str | None
+    policy: RetryPolicy
+    timeout_seconds: float | None
+    expires_seconds: float | None
+    queue: str
+    codec: Codec
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What `options()` changes for the calls of one configured copy; None leaves what the task says.
+
+    `eta` and `expires_at` are epoch seconds.
+    """
+
+    countdown_seconds: float = 0
+    eta: float | None = None
+    expires_seconds: float | None = None
+    expires_at: float | None = None
+    queue: str | None = None
+    retries: int | None = None
+    timeout_seconds: float | None = None
+    key: str | None = None
+
+
+TASK_DEFAULTS: Mapping[str, Any] = {
+    "name": None,
+    "retries": 0,
+    "retry_on": (Exception,),
+    "backoff": RetryPolicy().backoff,
+    "max_deaths": 3,
+    "timeout": None,
+    "expires": None,
+    "queue": layout.DEFAULT_QUEUE,
+    "codec": "cloudpickle",
+    "pool": None,
+}
+CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "retries", "timeout", "key")
+
+
+def task_options(app: str, given: Mapping[str, Any], *, is_async: bool) -> TaskOptions:
+    """Check what a decorator was given; raises DeclarationError that says what would be right."""
+    _refuse_unknown("task", given, tuple(TASK_DEFAULTS))
+    said = {**TASK_DEFAULTS, **given}
+    return TaskOptions(
+        name=None if said["name"] is None else _task_name(said["name"]),
+        policy=retry_policy(**{name: said[name] for name in ("retries", "retry_on", "backoff", "max_deaths")}),
+        timeout_seconds=_seconds_or_none("timeout", said["timeout"]),
+        expires_seconds=_seconds_or_none("expires", said["expires"]),
+        queue=layout.check_queue_name(app, said["queue"]),
+        codec=codec_named(said["codec"]),
+        pool=_pool(said["pool"], is_async=is_async, has_timeout=said["timeout"] is not None),
+    )
+
+
+def call_options(app: str, base: CallOptions, given: Mapping[str, Any], pool: Pool) -> CallOptions:
+    """`base` with what `options()` was given; raises DeclarationError that says what would be right."""
+    _refuse_unknown("call", given, CALL_OPTIONS)
+    made = base
+    for name, value in given.items():
+        made = _CALL_SETTERS[name](app, made, value)
+    if made.eta is not None and made.countdown_seconds:
+        raise DeclarationError("Give countdown (seconds from now) or eta (a moment), not both.")
+    if made.timeout_seconds is not None:
+        _refuse_thread_timeout(pool, has_timeout=True)
+    return made
+
+
+def _set_expires(app: str, base: CallOptions, value: object) -> CallOptions:
+    if isinstance(value, datetime):
+        return replace(base, expires_at=_moment("expires", value), expires_seconds=None)
+    return replace(base, expires_seconds=_seconds_or_none("expires", value), expires_at=None)
+
+
+_CALL_SETTERS: Mapping[str, Callable[[str, CallOptions, Any], CallOptions]] = {
+    "countdown": lambda app, base, value: replace(base, countdown_seconds=seconds("countdown", value, least=0)),
+    "eta": lambda app, base, value: replace(base, eta=None if value is None else _moment("eta", value)),
+    "expires": _set_expires,
+    "queue": lambda app, base, value: replace(base, queue=layout.check_queue_name(app, value)),
+    "retries": lambda app, base, value: replace(base, retries=whole_number("retries", value, least=0)),
+    "timeout": lambda app, base, value: replace(base, timeout_seconds=_seconds_or_none("timeout", value)),
+    "key": lambda app, base, value: replace(base, key=_key(value)),
+}
+
+
+def _refuse_unknown(what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise DeclarationError(f"{name!r} is not an option of a {what}.{hint} There are: {', '.join(known)}.")
+
+
+def seconds(name: str, value: object, *, least: float) -> float:
+    """A duration as seconds, from a number or a timedelta; raises DeclarationError."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < least:
+        raise DeclarationError(f"{name} must be seconds (a number of at least {least:g}) or a timedelta; got {value!r}.")
+    return float(number)
+
+
+def _seconds_or_none(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    number = seconds(name, value, least=0)
+    if number == 0:
+        raise DeclarationError(f"{name} must be more than 0 seconds; leave it out, or give None, for no bound.")
+    return number
+
+
+def _moment(name: str, value: object) -> float:
+    if not isinstance(value, datetime):
+        raise DeclarationError(f"{name} must be a datetime with a time zone; got {value!r}. For seconds from now, use countdown.")
+    if value.tzinfo is None:
+        raise DeclarationError(f"{name} must have a time zone, as in datetime.now(timezone.utc); {value!r} has none.")
+    return value.timestamp()
+
+
+def _task_name(name: object) -> str:
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise DeclarationError(
+            f"A task's name is 1 to 200 letters, digits, dots, hyphens and underscores, as in 'proj.square'; got {name!r}."
+        )
+    return name
+
+
+def _key(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY_LENGTH):
+        raise DeclarationError(f"key must be a text of 1 to {MAX_KEY_LENGTH} characters; got {value!r}.")
+    return value
+
+
+def _pool(value: object, *, is_async: bool, has_timeout: bool) -> Pool:
+    if value is None:
+        return Pool.ASYNC if is_async else Pool.PROCESS
+    if not isinstance(value, str) or value not in set(Pool):
+        raise DeclarationError(f"pool must be one of {', '.join(repr(str(pool)) for pool in Pool)}; got {value!r}.")
+    pool = Pool(value)
+    if is_async != (pool is Pool.ASYNC):
+        right = "'async'" if is_async else "'process' or 'thread'"
+        raise DeclarationError(f"pool={value!r} does not fit {'an async def' if is_async else 'a plain function'}: use {right}.")
+    _refuse_thread_timeout(pool, has_timeout=has_timeout)
+    return pool
+
+
+def _refuse_thread_timeout(pool: Pool, *, has_timeout: bool) -> None:
+    if pool is Pool.THREAD and has_timeout:
+        raise DeclarationError("timeout needs pool='process': a thread cannot be stopped from outside.")

@@ -1,0 +1,61 @@
+"""One event loop on one thread, for callers without one, and for callers whose loop is not the connections' loop.
+
+Connections belong to the loop they were opened on, so sync and async callers alike hand their coroutines over to this one.
+
+Next: `client.py`, which owns a portal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .errors import JobQError
+
+T = TypeVar("T")
+
+
+class Portal:
+    """A running event loop on a daemon thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="jobq-portal", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and wait; an interrupt while waiting cancels it."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise JobQError("A blocking call on the portal's own thread would wait for itself: await its async twin.")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and await it from any loop; cancelling the wait cancels it."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return await asyncio.wrap_future(future)
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Run `last`, then end what still runs, the loop and the thread."""
+        with contextlib.suppress(RuntimeError):  # at interpreter's end the loop may be gone before us
+            asyncio.run_coroutine_threadsafe(_cancel_others_then(last), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _cancel_others_then(last: Coroutine[Any, Any, None]) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await last

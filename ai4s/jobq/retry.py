@@ -1,0 +1,65 @@
+"""RetryPolicy: which failures earn another attempt, how many, and how long until it.
+
+The numbers travel with the call; `retry_on` holds classes, stays with the function, and is asked where user code runs.
+
+Next: `lifecycle.py`, which spends the budgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import DeclarationError
+from .message import Backoff
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Budgets of a task: `retries` after errors and timeouts, `max_deaths` of its process before the call ends.
+
+    `retry_on` limits retries to these exception classes; `Retry` raised by the task and timeouts always qualify.
+    """
+
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    backoff: Backoff = Backoff()
+    max_deaths: int = 3
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether this exception may be followed by another attempt."""
+        return isinstance(error, self.retry_on)
+
+
+def retry_policy(*, retries: object, retry_on: object, backoff: object, max_deaths: object) -> RetryPolicy:
+    """A checked policy from what a user declared; raises DeclarationError that says what would be right."""
+    return RetryPolicy(
+        retries=whole_number("retries", retries, least=0),
+        retry_on=_exception_types(retry_on),
+        backoff=_backoff(backoff),
+        max_deaths=whole_number("max_deaths", max_deaths, least=1),
+    )
+
+
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """`value` if it is an int of at least `least`; else DeclarationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DeclarationError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    return value
+
+
+def _exception_types(value: object) -> tuple[type[BaseException], ...]:
+    types = value if isinstance(value, tuple) else (value,)
+    if not types or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise DeclarationError(f"retry_on must be an exception class or a tuple of them; got {value!r}.")
+    return types
+
+
+def _backoff(value: object) -> Backoff:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = Backoff(first=float(value), factor=1.0, longest=float(value))
+    if not isinstance(value, Backoff):
+        raise DeclarationError(f"backoff must be seconds or a Backoff(first, factor, longest); got {value!r}.")
+    # Written so that NaN fails as well.
+    if not (0 <= value.first <= value.longest < float("inf") and 1 <= value.factor < float("inf")):
+        raise DeclarationError(f"backoff needs 0 <= first <= longest and factor >= 1; got {value!r}.")
+    return value

@@ -1,0 +1,124 @@
+"""Submitting one call: arguments to bytes, code uploaded, key claimed, message sent; then, and only then, a handle.
+
+Everything that can be wrong with a call is found on the caller's thread, before the first request. When a submission
+has returned, the message is durable. When it raised, the call may still run; with a key it can be repeated safely.
+
+Next: `ledger.py` for the requests, `handle.py` for what the caller gets; on the other side, `worker/attempt.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import layout
+from .client import Client
+from .codec import Encoded
+from .running import current_or_none
+from .errors import HandleAsArgument, KeyConflict
+from .handle import Handle
+from .ledger import Ledger
+from .message import Call
+from .options import CallOptions, TaskOptions
+from .payload import function_payload, python_minor
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One call, ready to be sent: what is left to do needs the storage."""
+
+    call: Call
+    payloads: tuple[bytes, ...]
+    options: CallOptions
+    expires_seconds: float | None
+
+
+def encode_arguments(options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    """The arguments as bytes; raises HandleAsArgument for a handle anywhere in them, NotSerializable for what can't travel."""
+    return options.codec.dumps((args, kwargs), _refuse_handles)
+
+
+def _refuse_handles(value: object) -> None:
+    if isinstance(value, Handle):
+        raise HandleAsArgument(f"A handle (of call {value.id}) is not an argument: pass handle.result(), or the value itself.")
+
+
+def make_order(
+    client: Client,
+    *,
+    name: str,
+    task: TaskOptions,
+    options: CallOptions,
+    arguments: Encoded,
+    by_value: Callable[..., Any] | None,
+    shipped: tuple[bytes, ...],
+) -> Order:
+    """Put together a call of the task `name`, whose function is `by_value` unless workers can import it."""
+    function = function_payload(by_value, task.policy) if by_value else None
+    if function and task.name is None:
+        name = f"{name}@{layout.sha256_of(function)[:12]}"
+    parent = current_or_none()
+    queue = options.queue or task.queue
+    call = Call(
+        id=client.next_call_id() if options.key is None else _keyed_id(client.name, name, options.key),
+        task=name,
+        queue=queue,
+        arguments=arguments.data,
+        sent=0,
+        codec=task.codec.name,
+        pool=task.pool,
+        function=layout.sha256_of(function) if function else None,
+        ship=tuple(layout.sha256_of(data) for data in shipped),
+        python=python_minor() if function or arguments.has_code else None,
+        retries=task.policy.retries if options.retries is None else options.retries,
+        backoff=task.policy.backoff,
+        max_deaths=task.policy.max_deaths,
+        timeout_seconds=options.timeout_seconds or task.timeout_seconds,
+        root=parent.root if parent else None,
+        parent=parent.id if parent else None,
+    )
+    return Order(call, (*([function] if function else []), *shipped), options, options.expires_seconds or task.expires_seconds)
+
+
+def _keyed_id(app: str, task: str, key: str) -> str:
+    return layout.keyed_call_id(layout.sha256_of("\0".join((app, task, key)).encode()))
+
+
+async def submit(client: Client, ledger: Ledger, order: Order) -> Handle[Any]:
+    """Send the order's call; returns when its message is durable. Raises TransportError, and KeyConflict for a key's other use."""
+    now = await ledger.transport.server_time()
+    call, delay_seconds = _timed(order, now)
+    await client.publish(ledger, order.payloads)
+    if order.options.key is not None:
+        return await _submit_keyed(client, ledger, call, delay_seconds)
+    receipt = await ledger.send(call, delay_seconds)
+    return Handle(client, call.id, receipt=receipt, queue=call.queue)
+
+
+def _timed(order: Order, now: float) -> tuple[Call, float]:
+    options = order.options
+    eta = options.eta if options.eta is not None else now + options.countdown_seconds
+    delay_seconds = max(0.0, eta - now)
+    expires = options.expires_at
+    if expires is None and order.expires_seconds is not None:
+        expires = now + order.expires_seconds
+    return replace(order.call, sent=now, eta=eta if delay_seconds else None, expires=expires), delay_seconds
+
+
+async def _submit_keyed(client: Client, ledger: Ledger, call: Call, delay_seconds: float) -> Handle[Any]:
+    """Claim the key, send unless it was sent; a crash in between is mended by whoever asks again."""
+    assert isinstance(call.arguments, bytes)
+    digest = layout.sha256_of(call.arguments)
+    record = await ledger.claim_key(call.id, digest)
+    if record.arguments != digest:
+        raise KeyConflict(
+            f"This key of task {call.task} was used before with other arguments (call {call.id}). Use another key, or app.handle(id)."
+        )
+    handle: Handle[Any] = Handle(client, call.id, queue=call.queue)
+    if record.sent:
+        return handle
+    # Marked, because an earlier claimant may have sent it and died before it could say so.
+    receipt = await ledger.send(replace(call, resent=True), delay_seconds)
+    await ledger.mark_key_sent(call.id, digest)
+    return handle.holding(receipt)

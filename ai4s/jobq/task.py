@@ -1,0 +1,159 @@
+"""A task: a function that can be called here, or later and elsewhere.
+
+`f(...)` just calls. `f.delay(...)` checks the arguments against the signature, sends, and returns a handle. `f.options(...)`
+is the same task with other options for its calls. The types follow the function throughout.
+
+Next: `submission.py`, which sends.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from .client import Client
+from .errors import DeclarationError
+from .handle import Handle
+from .ledger import Ledger
+from .options import CallOptions, TaskOptions, call_options
+from .payload import is_importable, module_payload
+from .submission import Order, encode_arguments, make_order, submit
+
+P = ParamSpec("P")
+D = TypeVar("D")
+R = TypeVar("R")
+
+
+class Shipment:
+    """The modules that an app sends along; read from disk when the first call needs them."""
+
+    def __init__(self, modules: tuple[ModuleType, ...] = ()) -> None:
+        self._modules = modules
+        self.names = frozenset(module.__name__ for module in modules)
+
+    @functools.cached_property
+    def payloads(self) -> tuple[bytes, ...]:
+        """Each module as bytes."""
+        return tuple(module_payload(module) for module in self._modules)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Shipment, (self._modules,))
+
+
+class Task(Generic[P, D, R]):
+    """A function of an app. `D` is what a direct call gives (a coroutine, for `async def`), `R` the value of its result.
+
+    Made by `@app.task`. Safe to use from any thread, and picklable: by reference where it can be imported, else by value.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        function: Callable[P, D],
+        declared: TaskOptions,
+        shipment: Shipment,
+        chosen: CallOptions = CallOptions(),  # noqa: B008  # frozen
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.client, self.function, self.declared = client, function, declared
+        self._shipment, self._chosen = shipment, chosen
+        self.name = declared.name or default_name(function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> D:
+        """Call the function here and now, as if it were no task."""
+        return self.function(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Submit a call; returns when it is durable.
+
+        Raises:
+            TypeError: the arguments do not fit the signature.
+            NotSerializable: they cannot travel. HandleAsArgument: a handle is among them.
+            KeyConflict: the key was used with other arguments.
+            TransportError: the storage could not be reached or refused; the call may run nevertheless.
+        """
+        order = self._order(args, kwargs)
+        return cast("Handle[R]", self.client.run(partial(self._submit, order)))
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """As `delay`."""
+        order = self._order(args, kwargs)
+        return cast("Handle[R]", await self.client.arun(partial(self._submit, order)))
+
+    def options(self, **changes: Any) -> Task[P, D, R]:
+        """The same task with other options for the calls made through it.
+
+        Args:
+            countdown: seconds (or a timedelta) until the call may run; `eta`: the moment, a datetime with a time zone.
+            expires: seconds (or a timedelta) from submission, or a moment, after which no attempt begins any more.
+            queue, retries, timeout: as for the task.
+            key: a text that makes the call idempotent: the same key and arguments give the same call.
+
+        Raises DeclarationError for anything else, and for values that cannot be.
+        """
+        chosen = call_options(self.client.name, self._chosen, changes, self.declared.pool)
+        return Task(self.client, self.function, self.declared, self._shipment, chosen)
+
+    @property
+    def importable(self) -> bool:
+        """Whether a worker finds this task by importing its module; if not, its function travels with each call."""
+        if not is_importable(self.function, self._shipment.names):
+            return False
+        found: Any = sys.modules.get(self.function.__module__)
+        for part in self.function.__qualname__.split("."):
+            found = getattr(found, part, None)
+        return isinstance(found, Task) and found.function is self.function
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} of {self.client.name}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle takes a string as "import this"; whatever else pickles code (cloudpickle) then finds it likewise.
+        if self.importable and self._chosen == CallOptions():
+            return self.function.__qualname__
+        return super().__reduce_ex__(protocol)
+
+    def _order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
+        self._check_signature(args, kwargs)
+        return make_order(
+            self.client,
+            name=self.name,
+            task=self.declared,
+            options=self._chosen,
+            arguments=encode_arguments(self.declared, args, kwargs),
+            by_value=None if self.importable else self.function,
+            shipped=self._shipment.payloads,
+        )
+
+    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.function)
+        except ValueError:  # some built-in functions have none; they check when they are called
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{self.name}{signature}: {exc}") from None
+
+    async def _submit(self, order: Order, ledger: Ledger) -> Handle[Any]:
+        return await submit(self.client, ledger, order)
+
+
+def default_name(function: Callable[..., Any]) -> str:
+    """`<module>.<qualname>`, of the class for a callable object."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__ or 'builtins'}.{named.__qualname__}"
+
+
+def check_function(function: object) -> Callable[..., Any]:
+    """`function` if it can be a task; raises DeclarationError."""
+    if not callable(function):
+        raise DeclarationError(f"A task is a function; got {function!r}. For options write @app.task(retries=3).")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise DeclarationError(f"A task returns one value; {function!r} is a generator. Return a list.")
+    return function

@@ -1,0 +1,80 @@
+"""Waiting for outcomes without a server that tells: how often to look, and how to look for thousands at once.
+
+Few calls are looked up one by one; many that share a page are found by listing that page, one request for up to 4,096.
+The pause grows with the time waited, so a wait costs a number of requests that grows with its logarithm, up to one each 2 s.
+
+Next: `handle.py`, which waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+
+from . import layout
+from .clock import boottime
+from .errors import NotFound, ResultTimeout
+from .ledger import Ledger
+
+FIRST_PAUSE_SECONDS = 0.001
+LONGEST_PAUSE_SECONDS = 2.0
+GROWTH = 0.25
+"""A pause as a part of the time waited: an outcome is seen at most this much later than it could have been."""
+
+LISTING_PAYS_FROM = 8
+"""Handles on one page from which a listing (priced like a write, ten reads) is cheaper than looking at each."""
+
+LOOKS_IN_FLIGHT = 16
+
+
+class Pace:
+    """When to look next, and when to give up."""
+
+    def __init__(self, timeout_seconds: float | None) -> None:
+        self.started = self._last_news = boottime()
+        self._deadline = None if timeout_seconds is None else self.started + timeout_seconds
+
+    def news(self) -> None:
+        """Something came: look often again."""
+        self._last_news = boottime()
+
+    def pause_seconds(self, what: str) -> float:
+        """How long to sleep before the next look; raises ResultTimeout once time is up."""
+        now = boottime()
+        pause = min(LONGEST_PAUSE_SECONDS, max(FIRST_PAUSE_SECONDS, GROWTH * (now - self._last_news)))
+        if self._deadline is None:
+            return pause
+        if now >= self._deadline:
+            waited = self._deadline - self.started
+            raise ResultTimeout(f"No outcome of {what} within {waited:g} s; it goes on, and can be waited for again.")
+        return min(pause, self._deadline - now)
+
+
+async def ended(ledger: Ledger, runs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Which of these runs (call id, run) have an outcome now."""
+    pages: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
+    for call, run in runs:
+        pages[layout.result_page(call)].append((call, run))
+    singles = [each for page, group in pages.items() if page is None or len(group) < LISTING_PAYS_FROM for each in group]
+    listed = [page for page, group in pages.items() if page is not None and len(group) >= LISTING_PAYS_FROM]
+    room = asyncio.Semaphore(LOOKS_IN_FLIGHT)
+    looks = [_look(ledger, each, room) for each in singles]
+    lists = [_list(ledger, page, pages[page], room) for page in listed]
+    found = await asyncio.gather(*looks, *lists)
+    return set().union(*found)
+
+
+async def _look(ledger: Ledger, run: tuple[str, int], room: asyncio.Semaphore) -> set[tuple[str, int]]:
+    async with room:
+        try:
+            await (await ledger.store()).head(layout.result(*run))
+        except NotFound:
+            return set()
+        return {run}
+
+
+async def _list(ledger: Ledger, page: str, runs: list[tuple[str, int]], room: asyncio.Semaphore) -> set[tuple[str, int]]:
+    async with room:
+        names = {info.name async for info in (await ledger.store()).list(page)}
+    return {run for run in runs if layout.result(*run) in names}

@@ -1,0 +1,174 @@
+"""Records to bytes and back: one frame for all that is stored, sealed for its purpose, verified before it is read.
+
+A frame is `JQ`, a version, flags, a MAC if signed, and a msgpack map, compressed where that helps. The MAC is bound
+to the app, the kind of record and its subject (a message's queue, an outcome's run), so that none can stand in for another.
+Whatever the bytes are, unsealing ends in a record or in Malformed, SignatureInvalid or Unfit, having run no code
+and allocated no more than the bounds below. A message's text is the frame in base64, which no queue can mangle.
+The map leaves out defaults; names that this version does not know make a record Unfit, so that nothing is silently ignored.
+`successors`, `resources`, `trace` and `checkpoint` of a call, and the kind `pack`, are spoken for.
+
+Next: `ledger.py`, which stores what is sealed here; for messages, `transports/base.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgpack
+
+from . import layout
+from .errors import Malformed, SignatureInvalid, Unfit
+from .fields import from_map, to_map
+from .message import Call, DeadLetter, KeyRecord, Outcome
+from .signing import MAC_BYTES, Keyring
+
+MAGIC = b"JQ"
+VERSION = 1
+COMPRESSED, SIGNED = 1, 2
+HEADER_BYTES = 4
+
+MAX_MESSAGE_BYTES = 47 * 1024
+"""A frame of 48 KiB is 64 KiB in base64, the most that an Azure queue takes; the rest is for marks and counts of later attempts."""
+
+MAX_INLINE_ARGUMENTS = 256 * 1024
+"""Encoded arguments that may fit a message once compressed; larger ones are spilled without trying."""
+
+MAX_INLINE_VALUE = 64 * 1024
+"""Encoded values that stay within the outcome."""
+
+MAX_UNPACKED_BYTES = 4 * 1024 * 1024
+"""What a frame may grow to when decompressed: far above every honest record, harmless if it is a bomb."""
+
+WORTH_COMPRESSING_BYTES = 512
+
+Record = TypeVar("Record", Call, Outcome, DeadLetter, KeyRecord)
+_KINDS: dict[type, str] = {Call: "call", Outcome: "outcome", DeadLetter: "dead letter", KeyRecord: "key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Seals and unseals the records of one app with its keys."""
+
+    app: str
+    keyring: Keyring = Keyring()
+
+    def seal_call(self, call: Call) -> str | None:
+        """The text of a call's message, or None if it is too large: then its arguments must be spilled."""
+        frame = self._seal("call", call.queue, to_map(call))
+        return None if len(frame) > MAX_MESSAGE_BYTES else base64.b64encode(frame).decode("ascii")
+
+    def unseal_call(self, text: str, queue: str) -> Call:
+        """The call in a message that came from `queue`."""
+        return self._unseal(Call, queue, _decode_text(text))
+
+    def seal_outcome(self, outcome: Outcome) -> bytes:
+        """The bytes of an outcome's blob."""
+        return self._seal("outcome", _run(outcome.call, outcome.run), to_map(outcome))
+
+    def unseal_outcome(self, data: bytes, call: str, run: int) -> Outcome:
+        """The outcome of this run of this call; raises Malformed if it speaks of another."""
+        outcome = self._unseal(Outcome, _run(call, run), data)
+        if (outcome.call, outcome.run) != (call, run):
+            raise Malformed(f"The outcome of {_run(call, run)} speaks of {_run(outcome.call, outcome.run)}.")
+        return outcome
+
+    def seal(self, record: DeadLetter | KeyRecord, name: str) -> bytes:
+        """The bytes of a record that is bound to its blob's name."""
+        return self._seal(_KINDS[type(record)], name, to_map(record))
+
+    def unseal(self, record: type[Record], data: bytes, name: str) -> Record:
+        """The record that lies under `name`."""
+        return self._unseal(record, name, data)
+
+    def _context(self, kind: str, subject: str) -> str:
+        return "\0".join((kind, self.app, subject))
+
+    def _seal(self, kind: str, subject: str, fields: dict[str, object]) -> bytes:
+        body: bytes = msgpack.packb({"kind": kind, **fields})
+        flags = SIGNED if self.keyring else 0
+        if len(body) > WORTH_COMPRESSING_BYTES and len(packed := zlib.compress(body, 1)) < 0.9 * len(body):
+            body, flags = packed, flags | COMPRESSED
+        header = MAGIC + bytes((VERSION, flags))
+        mac = self.keyring.sign(self._context(kind, subject), header + body) if self.keyring else b""
+        return header + mac + body
+
+    def _unseal(self, record: type[Record], subject: str, frame: bytes) -> Record:
+        kind = _KINDS[record]
+        flags = _check_header(frame)
+        body = self._verified(self._context(kind, subject), flags, frame)
+        fields = _unpack(_decompress(body) if flags & COMPRESSED else body)
+        if fields.pop("kind", None) != kind:
+            raise Malformed(f"This is not the record of a {kind}.")
+        made = from_map(record, fields)
+        if isinstance(made, Call):
+            layout.check_call_id(made.id)
+        return made
+
+    def _verified(self, context: str, flags: int, frame: bytes) -> bytes:
+        header, rest = frame[:HEADER_BYTES], frame[HEADER_BYTES:]
+        mac, body = (rest[:MAC_BYTES], rest[MAC_BYTES:]) if flags & SIGNED else (b"", rest)
+        if not self.keyring:
+            if flags & SIGNED:
+                raise Unfit("It is signed, and this process has no key: set JOBQ_SIGNING_KEYS.")
+            return body
+        if not flags & SIGNED:
+            raise SignatureInvalid("It is not signed, and this app has a signing key.")
+        if not self.keyring.verifies(context, header + body, mac):
+            raise SignatureInvalid("Its signature is not by a key of this app, or not for this place.")
+        return body
+
+
+def _run(call: str, run: int) -> str:
+    return f"{call}.r{run}"
+
+
+def _decode_text(text: str) -> bytes:
+    if not text:
+        raise Malformed("The message is empty.")
+    try:
+        return base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as exc:
+        raise Malformed("The message is not base64.") from exc
+
+
+def _check_header(frame: bytes) -> int:
+    if frame[:2] != MAGIC or len(frame) <= HEADER_BYTES:
+        raise Malformed("The bytes are not a record of ai4s.jobq.")
+    version, flags = frame[2], frame[3]
+    if version != VERSION or flags & ~(COMPRESSED | SIGNED):
+        raise Unfit(f"It is of format version {version}, flags {flags}; this process knows version {VERSION}. Update ai4s-jobq.")
+    return flags
+
+
+def _decompress(body: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(body, MAX_UNPACKED_BYTES)
+    except zlib.error as exc:
+        raise Malformed("The compressed record is damaged.") from exc
+    if inflater.unconsumed_tail:
+        raise Malformed(f"The record would be larger than {MAX_UNPACKED_BYTES} bytes.")
+    if not inflater.eof or inflater.unused_data:
+        raise Malformed("The compressed record is cut off, or something follows it.")
+    return data
+
+
+def _unpack(data: bytes) -> dict[str, object]:
+    try:
+        fields = msgpack.unpackb(data, object_pairs_hook=_without_duplicates)
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:
+        raise Malformed(f"The record is not sound msgpack ({type(exc).__name__}).") from exc
+    if not isinstance(fields, dict):
+        raise Malformed("The record is not a map.")
+    return fields
+
+
+def _without_duplicates(pairs: list[tuple[object, object]]) -> dict[object, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name stands twice")
+    return fields

@@ -1,0 +1,340 @@
+"""One delivery of one call, from its text to its settlement: unseal, admit, execute under a lease, decide, settle.
+
+Every request here may be the last one before the process dies, or lose its answer, so the order is the protocol: the outcome,
+then the dead letter, then the message's deletion; whoever gets the message again finds the outcome and goes on from there.
+Under a lost lease only a success may still be written, and only if there is no outcome yet.
+
+Next: `lifecycle.py` for the decisions; `executors.py` for where it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ..clock import boottime
+from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, ResultGone, SignatureInvalid, Unfit, Unreachable
+from ..ledger import Ledger
+from ..lifecycle import (
+    UNFIT_DELIVERIES,
+    UNFIT_DELAY_SECONDS,
+    Bury,
+    Died,
+    Expired,
+    Finish,
+    Happening,
+    Raised,
+    Refused,
+    Release,
+    Retry,
+    Succeeded,
+    decide,
+)
+from ..message import Call, Cause, DeadLetter, Failure, Outcome, State
+from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue, Receipt
+from .duties import Duties
+from .executors import Ending, Executors
+from .jobs import Kind, Report
+from .lease import Lease, LeaseKeeper
+from .scratch import Scratch
+from .slots import Closed, Slots
+
+T = TypeVar("T")
+log = logging.getLogger("ai4s.jobq.worker")
+
+CLOCK_SLACK_SECONDS = 1.0
+"""An answer's Date has whole seconds: a message may seem to come up to one second before its time."""
+
+CROWDED_DELAY_SECONDS = 2.0
+"""How long a call goes back that came along with others while its own pool was full."""
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
+"""Between tries of a step that the storage did not take; on top of what the transport tried by itself."""
+
+MAX_RAW_CHARS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record that goes down the pipeline."""
+
+    call: Call
+    delivery: Delivery
+    lease: Lease
+    token: str
+    marked: bool = False
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the message may have been worked on before."""
+        return self.delivery.dequeue_count > 1 or self.call.resent
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of this worker's attempts so far. `refused` holds messages put aside, and until when on the worker's clock."""
+
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    given_back: int = 0
+    lost: int = 0
+    refused: dict[str, float] = field(default_factory=dict)
+
+
+class Attempts:
+    """Runs deliveries to their settlement. One instance for a worker; `run` is called once for each delivery, many at a time."""
+
+    def __init__(
+        self, ledger: Ledger, executors: Executors, slots: Slots, *, scratch: Scratch, leases: LeaseKeeper, duties: Duties
+    ) -> None:
+        self._ledger, self._executors, self._slots = ledger, executors, slots
+        self._scratch, self._leases, self._duties = scratch, leases, duties
+        self.counts = Counts()
+
+    async def run(self, queue: Queue, queue_name: str, delivery: Delivery) -> None:
+        """Work on one delivery. Storage faults that outlast the lease leave the message to its next delivery."""
+        try:
+            async with self._leases.hold(queue, delivery) as lease:
+                with self._slots.arriving():
+                    attempt = await self._unseal(queue_name, delivery, lease)
+                if attempt is not None:
+                    await self._work(attempt)
+        except LeaseLost:
+            self.counts.lost += 1
+            log.warning("Message %s: the lease was lost before it was settled; it is left to whoever has it now.", delivery.receipt.message_id)
+        except (Unreachable, AccessDenied) as exc:
+            self.counts.lost += 1
+            log.error("Message %s could not be settled in time and will be delivered again: %s", delivery.receipt.message_id, exc)
+
+    # unseal
+
+    async def _unseal(self, queue_name: str, delivery: Delivery, lease: Lease) -> Attempt | None:
+        """The call in the message; None if it holds none and has been settled."""
+        try:
+            call = self._ledger.wire.unseal_call(delivery.body, queue_name)
+            if call.queue != queue_name:
+                raise Malformed(f"The call belongs on the queue {call.queue[:60]!r}, and lay on {queue_name!r}.")
+        except Unfit as exc:
+            await self._refuse_unread(queue_name, delivery, lease, exc)
+            return None
+        except (Malformed, SignatureInvalid) as exc:
+            await self._bury_unread(queue_name, delivery, lease, exc)
+            return None
+        known = self._duties.tasks.get(call.task) if call.function is None else None
+        return Attempt(replace(call, pool=known or call.pool), delivery, lease, secrets.token_hex(8))
+
+    async def _refuse_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: Unfit) -> None:
+        if delivery.dequeue_count >= UNFIT_DELIVERIES:
+            await self._bury_unread(queue_name, delivery, lease, exc)
+            return
+        log.warning("Message %s is put aside for an hour: %s", delivery.receipt.message_id, exc)
+        self._note_refused(delivery)
+        await _patiently(lease, lambda: lease.settle(_releasing(UNFIT_DELAY_SECONDS)))
+
+    async def _bury_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: MessageError) -> None:
+        log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, exc)
+        self.counts.failed += 1
+        letter = DeadLetter(reason=f"{type(exc).__name__}: {exc}", raw=delivery.body[:MAX_RAW_CHARS])
+        await _patiently(lease, lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
+        await _patiently(lease, lease.delete)
+
+    # admit
+
+    async def _work(self, attempt: Attempt) -> None:
+        if attempt.redelivered and await self._ended_before(attempt):
+            return
+        early = self._early_seconds(attempt)
+        if early > 0:
+            await self._release(attempt, min(early, MAX_DELAY_SECONDS))
+            return
+        attempt, happening = self._admit(attempt)
+        if happening is None and not self._slots.welcome(attempt.call.pool):
+            await self._release(attempt, CROWDED_DELAY_SECONDS * (0.5 + random.random() / 2))
+            return
+        await (self._settle(attempt, happening) if happening else self._execute(attempt))
+
+    async def _ended_before(self, attempt: Attempt) -> bool:
+        """Whether an earlier delivery ended this run; if so, finish what it may have left undone."""
+        call = attempt.call
+        try:
+            standing = await _patiently(attempt.lease, lambda: self._ledger.outcome(call.id, call.run))
+        except ResultGone:
+            await _patiently(attempt.lease, attempt.lease.delete)
+            return True
+        except MessageError as exc:
+            await self._bury_unread(call.queue, attempt.delivery, attempt.lease, exc)
+            return True
+        if standing is not None:
+            await self._finish(attempt, standing)
+        return standing is not None
+
+    def _early_seconds(self, attempt: Attempt) -> float:
+        eta = attempt.call.eta
+        return 0 if eta is None else eta - CLOCK_SLACK_SECONDS - attempt.delivery.server_time
+
+    def _admit(self, attempt: Attempt) -> tuple[Attempt, Happening | None]:
+        """The attempt with earlier deaths charged, and what keeps it from running, if anything does."""
+        call = attempt.call
+        if call.expires is not None and attempt.delivery.server_time >= call.expires:
+            return attempt, Expired()
+        if call.mark is not None:
+            message = f"The worker that ran attempt {call.attempt} vanished, or the task killed it."
+            decision = decide(Died(Failure(Cause.DIED, "", message)), call, jitter=0)
+            if isinstance(decision, Bury):
+                return attempt, Died(decision.failure)
+            assert isinstance(decision, Retry)
+            # The lease that ran out was delay enough: it goes on here and now.
+            attempt = replace(attempt, call=decision.call)
+        reason = self._duties.refuses(call)
+        return attempt, Refused(Failure(Cause.REFUSED, "", reason), attempt.delivery.dequeue_count) if reason else None
+
+    # execute
+
+    async def _execute(self, attempt: Attempt) -> None:
+        call = attempt.call
+        try:
+            async with self._slots.take(call.pool):
+                if attempt.redelivered:
+                    attempt = await self._mark(attempt)
+                with self._scratch.job_files() as files:
+                    began = boottime()
+                    happening = await self._outcome_of(attempt, *files)
+                    self._slots.took(call.pool, boottime() - began)
+                    # Settling needs the value's file, and holds the slot: what is not durable is not done.
+                    await self._settle(attempt, happening, ran_from=began)
+        except Closed:
+            await self._release(attempt, 0)
+
+    async def _mark(self, attempt: Attempt) -> Attempt:
+        """Note in the message that an attempt begins, so that one that never settles is known to have died."""
+        marked = replace(attempt.call, mark=attempt.token)
+        _, text = await self._ledger.sealed(marked)
+        await _patiently(attempt.lease, lambda: attempt.lease.renew(text))
+        return replace(attempt, call=marked, marked=True)
+
+    async def _outcome_of(self, attempt: Attempt, number: int, arguments: Path, value: Path) -> Happening:
+        call = attempt.call
+        try:
+            job = await self._scratch.job(call, number, arguments, value)
+            shipped = [str(await self._scratch.payload(sha256)) for sha256 in call.ship]
+            ending = await self._executors.run(job, tuple(shipped), self._duties.leaving)
+            return await self._as_happening(attempt, ending, value)
+        except MessageError as exc:
+            return Raised(Failure(Cause.REFUSED, type(exc).__name__, str(exc)), retryable=False)
+        except OSError as exc:
+            return Died(Failure(Cause.DIED, type(exc).__name__, f"The worker's scratch folder failed: {exc}"))
+
+    async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
+        if not isinstance(ending, Report):
+            return ending
+        if ending.kind is Kind.RETURNED:
+            data = value if ending.value is None else ending.value
+            kept = await _patiently(attempt.lease, lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
+            return Succeeded(kept)
+        assert ending.failure is not None
+        if ending.kind is Kind.UNFIT:
+            return Refused(ending.failure, attempt.delivery.dequeue_count)
+        return Raised(ending.failure, ending.retryable, ending.delay_seconds)
+
+    # settle
+
+    async def _settle(self, attempt: Attempt, happening: Happening, ran_from: float | None = None) -> None:
+        match decide(happening, attempt.call, jitter=random.random()):
+            case Finish(value):
+                state = State.EXPIRED if value is None else State.SUCCEEDED
+                await self._end(attempt, self._outcome(attempt, state, ran_from, value=value))
+            case Bury(failure):
+                if not attempt.lease.held:
+                    raise LeaseLost
+                await self._end(attempt, self._outcome(attempt, State.FAILED, ran_from, failure=failure))
+            case Retry(call, delay_seconds):
+                await self._retry(attempt, call, delay_seconds)
+            case Release(delay_seconds):
+                assert isinstance(happening, Refused)
+                log.warning("Call %s of %s is put aside for an hour: %s", attempt.call.id, attempt.call.task, happening.failure.message)
+                self._note_refused(attempt.delivery)
+                await self._release(attempt, delay_seconds)
+
+    def _outcome(
+        self, attempt: Attempt, state: State, ran_from: float | None, *, value: object = None, failure: Failure | None = None
+    ) -> Outcome:
+        call, delivery = attempt.call, attempt.delivery
+        to_server_time = delivery.server_time - delivery.received_at
+        return Outcome(
+            call=call.id,
+            run=call.run,
+            state=state,
+            token=attempt.token,
+            task=call.task,
+            queue=call.queue,
+            codec=call.codec,
+            value=value,  # type: ignore[arg-type]  # what Finish holds
+            failure=failure,
+            attempts=call.attempt if ran_from else call.attempt - 1,
+            worker=self._duties.worker,
+            started=ran_from + to_server_time if ran_from else None,
+            ended=boottime() + to_server_time,
+        )
+
+    async def _end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Commit the outcome unless there is one, and finish whichever stands."""
+        try:
+            standing = await _patiently(attempt.lease, lambda: self._ledger.commit(outcome))
+        except ResultGone:
+            await _patiently(attempt.lease, attempt.lease.delete)
+            return
+        await self._finish(attempt, standing)
+
+    async def _finish(self, attempt: Attempt, standing: Outcome) -> None:
+        """What follows an outcome, whoever wrote it: the dead letter, then the deletion of the message."""
+        call = attempt.call
+        if standing.state is State.FAILED:
+            self.counts.failed += 1
+            failure = standing.failure or Failure(Cause.RAISED, "", "unknown")
+            log.error("Call %s of %s failed for good: %s", call.id, call.task, failure.message.partition("\n")[0])
+            letter = DeadLetter(reason=str(failure.cause), outcome=standing, call=call)
+            await _patiently(attempt.lease, lambda: self._ledger.bury(letter, call.queue, call.id, call.run))
+        else:
+            self.counts.succeeded += standing.state is State.SUCCEEDED
+        await _patiently(attempt.lease, attempt.lease.delete)
+
+    async def _retry(self, attempt: Attempt, call: Call, delay_seconds: float) -> None:
+        self.counts.retried += 1
+        eta = attempt.delivery.server_time + delay_seconds if delay_seconds > MAX_DELAY_SECONDS else None
+        _, text = await self._ledger.sealed(replace(call, eta=eta))
+        step = _releasing(min(delay_seconds, MAX_DELAY_SECONDS), text)
+        await _patiently(attempt.lease, lambda: attempt.lease.settle(step))
+
+    async def _release(self, attempt: Attempt, delay_seconds: float) -> None:
+        """Give the message back uncharged; a mark of ours is taken out again."""
+        self.counts.given_back += 1
+        text = (await self._ledger.sealed(replace(attempt.call, mark=None)))[1] if attempt.marked else None
+        await _patiently(attempt.lease, lambda: attempt.lease.settle(_releasing(delay_seconds, text)))
+
+    def _note_refused(self, delivery: Delivery) -> None:
+        self.counts.refused[delivery.receipt.message_id] = boottime() + UNFIT_DELAY_SECONDS
+
+
+def _releasing(delay_seconds: float, body: str | None = None) -> Callable[[Queue, Receipt], Awaitable[None]]:
+    return lambda queue, receipt: queue.release(receipt, delay_seconds=delay_seconds, body=body)
+
+
+async def _patiently(lease: Lease, step: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a step through storage faults for as long as the lease is ours; what each step does may be done twice."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await step()
+        except (Unreachable, AccessDenied) as exc:
+            if not lease.held:
+                raise
+            log.warning("Trying again while the lease lasts: %s", exc)
+        await asyncio.sleep(pause * (0.5 + random.random() / 2))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

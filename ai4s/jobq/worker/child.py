@@ -1,0 +1,148 @@
+"""A child process: imports user code, runs jobs, reports. It ends with its supervisor, even if that is killed.
+
+A reader thread takes frames from the socket, so that the end of the supervisor is noticed while a task computes. Plain
+functions run on the main thread, one at a time; coroutines on an event loop, many at a time; `pool="thread"` tasks on threads beside that loop.
+
+Next: `execution.py`, which runs one job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..message import Pool
+from .execution import Execution, Functions
+from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
+from .registry import load, ready
+
+PR_SET_PDEATHSIG = 1
+
+
+class Channel:
+    """The child's end of the socket; sending is safe from any thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._file = connection.makefile("rb")
+        self._lock = threading.Lock()
+
+    def receive(self) -> Any:
+        """The next message, or None at the end."""
+        head = self._file.read(LENGTH_BYTES)
+        body = self._file.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
+        return from_body(body) if body else None
+
+    def send(self, message: Ready | Report) -> None:
+        """Send one message."""
+        with self._lock:
+            self._connection.sendall(to_frame(message))
+
+
+def main(descriptor: int) -> None:
+    """Serve the supervisor at the other end of this socket until it says no more."""
+    _die_with_parent()
+    channel = Channel(socket.socket(fileno=descriptor))
+    setup = channel.receive()
+    assert isinstance(setup, ChildSetup)
+    try:
+        client, tasks = load(setup)
+        channel.send(ready(client, tasks))
+    except ConfigurationError as exc:
+        channel.send(Ready(problem=str(exc)))
+        return
+    except BaseException as exc:  # noqa: BLE001  # user code runs while its module is imported
+        channel.send(Ready(problem=_import_problem(setup, exc)))
+        return
+    execution = Execution(Functions(tasks), setup.worker)
+    if setup.pool is Pool.PROCESS:
+        _serve_jobs(channel, execution)
+    else:
+        asyncio.run(_serve_loop(channel, execution, setup.capacity))
+
+
+def _import_problem(setup: ChildSetup, exc: BaseException) -> str:
+    text = "".join(traceback.format_exception(exc, limit=-5)).strip()
+    return f"{setup.target or ', '.join(setup.modules)}: the module raised {type(exc).__name__} when it was imported.\n{text}"
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, as a task that holds the GIL would never notice."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _serve_jobs(channel: Channel, execution: Execution) -> None:
+    """Run jobs one after the other on the main thread, where signals and most libraries want to be."""
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_read_jobs, args=(channel, jobs, busy), name="jobq-reader", daemon=True).start()
+    while (job := jobs.get()) is not None:
+        channel.send(execution.run(job))
+        busy.clear()
+
+
+def _read_jobs(channel: Channel, jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:
+    while isinstance(message := channel.receive(), Job):
+        busy.set()
+        jobs.put(message)
+    if busy.is_set():
+        # Nobody is left to take the report; what the task started goes with it.
+        os.killpg(0, signal.SIGKILL)
+    jobs.put(None)
+
+
+async def _serve_loop(channel: Channel, execution: Execution, capacity: int) -> None:
+    """Run each job as a task of this loop, or on a thread, until the supervisor closes the socket."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    server = _LoopServer(channel, execution, ThreadPoolExecutor(capacity, "jobq-task"))
+    threading.Thread(target=_read_for_loop, args=(channel, loop, server, ended), name="jobq-reader", daemon=True).start()
+    await ended.wait()
+    if server.running:
+        os.killpg(0, signal.SIGKILL)
+
+
+def _read_for_loop(channel: Channel, loop: asyncio.AbstractEventLoop, server: _LoopServer, ended: asyncio.Event) -> None:
+    while (message := channel.receive()) is not None:
+        loop.call_soon_threadsafe(server.take, message)
+    loop.call_soon_threadsafe(ended.set)
+
+
+class _LoopServer:
+    """The jobs that run on this loop, by number."""
+
+    def __init__(self, channel: Channel, execution: Execution, threads: ThreadPoolExecutor) -> None:
+        self.running: dict[int, asyncio.Task[None]] = {}
+        self._channel, self._execution, self._threads = channel, execution, threads
+
+    def take(self, message: Job | Cancel) -> None:
+        """Begin a job, or cancel one."""
+        if isinstance(message, Job):
+            self.running[message.number] = asyncio.create_task(self._run(message))
+        elif message.number in self.running:
+            self.running[message.number].cancel()
+
+    async def _run(self, job: Job) -> None:
+        try:
+            if job.call.pool is Pool.THREAD:
+                loop = asyncio.get_running_loop()
+                report = await loop.run_in_executor(self._threads, self._execution.run, job)
+            else:
+                report = await self._execution.arun(job)
+            self._channel.send(report)
+        finally:
+            del self.running[job.number]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

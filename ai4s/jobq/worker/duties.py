@@ -1,0 +1,33 @@
+"""Who a worker is and what it may run.
+
+Next: `attempt.py`, which asks before it runs anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..message import Call, Pool
+from ..payload import python_minor
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """Who this worker is and what it may run. `leaving` is set when running attempts must be given back."""
+
+    worker: str
+    tasks: Mapping[str, Pool]
+    leaving: asyncio.Event
+    runs_by_value: bool = True
+
+    def refuses(self, call: Call) -> str | None:
+        """Why this worker cannot run the call, as far as can be told without user code; None if it can."""
+        if call.function is None and not call.ship and call.task not in self.tasks:
+            return f"this worker knows no task {call.task!r}; it knows {', '.join(sorted(self.tasks)[:10]) or 'none by name'}."
+        if call.function is not None and not self.runs_by_value:
+            return "it brings its code along, and this worker was started with --no-by-value."
+        if call.python is not None and call.python != python_minor():
+            return f"it brings code of Python {call.python} along, and this worker runs Python {python_minor()}."
+        return None

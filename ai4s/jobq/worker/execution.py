@@ -1,0 +1,166 @@
+"""Running one call's function, and putting what comes of it into bytes. User code runs here and nowhere else.
+
+Whatever the user's code does short of ending the process, a report comes out.
+
+Next: back to the supervisor, `attempt.py`, which settles by the report.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..codec import Codec, codec_named
+from ..errors import NotSerializable, Retry, Unfit
+from ..failures import failure_of
+from ..message import Call, Cause, Failure, Spill
+from ..payload import ByValue
+from ..retry import RetryPolicy
+from ..running import RunningCall, running
+from ..task import Task
+from .jobs import MAX_INLINE_BYTES, Job, Kind, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A call's function and its policy."""
+
+    function: Callable[..., Any]
+    policy: RetryPolicy
+
+
+class Functions:
+    """The functions that this process can run: the registry's by name, others by value, each unpickled once."""
+
+    def __init__(self, tasks: Mapping[str, Task[..., Any, Any]]) -> None:
+        self._tasks = tasks
+        self._by_value: dict[str, Found] = {}
+
+    def find(self, job: Job) -> Found:
+        """The job's function. Names are looked up, never imported. Raises Unfit for an unknown one, NotSerializable for damaged code."""
+        call = job.call
+        if call.function is None:
+            return self._registered(call.task)
+        if call.function not in self._by_value:
+            self._by_value[call.function] = _unpickled(job)
+        return self._by_value[call.function]
+
+    def _registered(self, name: str) -> Found:
+        task = self._tasks.get(name)
+        if task is None:
+            raise Unfit(f"This worker knows no task {name!r}.")
+        return Found(task.function, task.declared.policy)
+
+
+def _unpickled(job: Job) -> Found:
+    assert job.function_path is not None
+    try:
+        made = pickle.loads(Path(job.function_path).read_bytes())
+    except Exception as exc:
+        raise NotSerializable(f"The function of {job.call.task} cannot be rebuilt here: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(made, ByValue):
+        raise NotSerializable(f"The function of {job.call.task} is not what its call says.")
+    return Found(made.function, made.policy)
+
+
+class Execution:
+    """Runs jobs in this process with these functions, on behalf of this worker."""
+
+    def __init__(self, functions: Functions, worker: str) -> None:
+        self._functions, self._worker = functions, worker
+
+    def run(self, job: Job) -> Report:
+        """Run a job whose function is a plain one."""
+        codec = codec_named(job.call.codec)
+        try:
+            found, args, kwargs = self._prepared(job, codec)
+        except (NotSerializable, Unfit) as exc:
+            return _not_run(job, exc)
+        try:
+            with running(self._current(job.call)):
+                value = found.function(*args, **kwargs)
+        except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
+            return _raised(job, codec, found, exc)
+        return _returned(job, codec, value)
+
+    async def arun(self, job: Job) -> Report:
+        """Run a job whose function is a coroutine function; cancelling this cancels it."""
+        codec = codec_named(job.call.codec)
+        try:
+            found, args, kwargs = self._prepared(job, codec)
+        except (NotSerializable, Unfit) as exc:
+            return _not_run(job, exc)
+        try:
+            with running(self._current(job.call)):
+                value = await found.function(*args, **kwargs)
+        except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
+            return _raised(job, codec, found, exc)
+        return _returned(job, codec, value)
+
+    def _prepared(self, job: Job, codec: Codec) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
+        found = self._functions.find(job)
+        args, kwargs = _arguments(codec.loads(_argument_bytes(job)))
+        return found, args, kwargs
+
+    def _current(self, call: Call) -> RunningCall:
+        return RunningCall(
+            id=call.id,
+            run=call.run,
+            attempt=call.attempt,
+            task=call.task,
+            queue=call.queue,
+            worker=self._worker,
+            root=call.root or call.id,
+            deadline=None if call.timeout_seconds is None else time.time() + call.timeout_seconds,
+        )
+
+
+def _argument_bytes(job: Job) -> bytes:
+    if isinstance(job.call.arguments, Spill):
+        assert job.arguments_path is not None
+        return Path(job.arguments_path).read_bytes()
+    return job.call.arguments
+
+
+def _arguments(decoded: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    match decoded:
+        case (list() | tuple() as args, dict() as kwargs):
+            return tuple(args), kwargs
+    raise NotSerializable("The call's arguments are not a pair of a list and a map.")
+
+
+def _not_run(job: Job, exc: NotSerializable | Unfit) -> Report:
+    if isinstance(exc, Unfit):
+        return Report(job.number, Kind.UNFIT, failure=Failure(Cause.REFUSED, "", str(exc)))
+    failure = failure_of(exc, codec_named(job.call.codec))
+    return Report(job.number, Kind.RAISED, failure=failure)
+
+
+def _raised(job: Job, codec: Codec, found: Found, exc: BaseException) -> Report:
+    asked = isinstance(exc, Retry)
+    return Report(
+        job.number,
+        Kind.RAISED,
+        failure=failure_of(exc, codec),
+        retryable=asked or found.policy.covers(exc),
+        delay_seconds=exc.delay_seconds if isinstance(exc, Retry) else None,
+    )
+
+
+def _returned(job: Job, codec: Codec, value: object) -> Report:
+    try:
+        data = codec.dumps(value).data
+    except NotSerializable as exc:
+        return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec))
+    if len(data) <= MAX_INLINE_BYTES:
+        return Report(job.number, Kind.RETURNED, value=data)
+    try:
+        Path(job.value_path).write_bytes(data)
+    except OSError as exc:
+        return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec), retryable=True)
+    return Report(job.number, Kind.RETURNED)
+

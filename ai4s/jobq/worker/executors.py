@@ -1,0 +1,154 @@
+"""Children by the kind of their tasks: one job each for plain functions, many on a loop for coroutines.
+
+A child is made when it is needed and kept. One that has other shipped modules than a call needs is replaced
+while idle, since a process cannot hold two versions of a module. A child that dies takes its own jobs with it and nothing else.
+
+Next: `child_process.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+from ..errors import ConfigurationError
+from ..lifecycle import Died, Preempted, TimedOut
+from ..message import Call, Cause, Failure, Pool
+from .child_process import GRACE_SECONDS, Child, ChildDied
+from .jobs import ChildSetup, Job, Ready, Report
+
+LOOP_CHILDREN = 4
+"""Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
+
+Ending = Report | TimedOut | Died | Preempted
+
+
+class Crew:
+    """Up to `size` children like `setup`, each with room for `setup.capacity` jobs."""
+
+    def __init__(self, setup: ChildSetup, size: int) -> None:
+        self._setup, self._size = setup, size
+        self._children: list[Child] = []
+        self._starting = 0
+        self._changed = asyncio.Condition()
+
+    async def first(self) -> Ready:
+        """Start one child and return what it can do; raises ConfigurationError if it cannot start."""
+        child, ready = await self._start(())
+        self._children.append(child)
+        return ready
+
+    async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
+        """Run a job to its end: its report, its timeout, its child's death, or the worker's leaving."""
+        try:
+            child = await self._acquire(shipped)
+        except ConfigurationError as exc:
+            return Died(Failure(Cause.DIED, "", str(exc)))
+        try:
+            return await self._run_on(child, job, leaving)
+        finally:
+            child.load -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def close(self) -> None:
+        """End all children: idle ones in good order."""
+        await asyncio.gather(*(child.kill() if child.load else child.retire() for child in self._children))
+        self._children.clear()
+
+    async def _run_on(self, child: Child, job: Job, leaving: asyncio.Event) -> Ending:
+        running, left = asyncio.create_task(child.run(job)), asyncio.create_task(leaving.wait())
+        try:
+            await asyncio.wait({running, left}, timeout=job.call.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            await self._stop(child, job, running)
+            return Preempted() if left.done() else TimedOut(_timeout_failure(job.call))
+        except ChildDied as exc:
+            return Preempted() if exc.on_purpose else Died(_death(job.call, exc))
+        finally:
+            left.cancel()
+            running.cancel()
+            with suppress(asyncio.CancelledError, ChildDied):
+                await running
+
+    async def _stop(self, child: Child, job: Job, running: asyncio.Task[Report]) -> None:
+        """Stop one job: where it is not alone, by cancelling it, and only if that does not help with its whole process."""
+        if self._setup.capacity > 1:
+            child.cancel(job)
+            done, _ = await asyncio.wait({running}, timeout=GRACE_SECONDS)
+            if done:
+                return
+        await child.kill()
+
+    async def _acquire(self, shipped: tuple[str, ...]) -> Child:
+        """A child with room, taken; started, or put in an idle one's place, if there is none."""
+        async with self._changed:
+            idle: list[Child] | None = None
+            while (child := self._with_room(shipped)) is None and (idle := self._place_for_another()) is None:
+                await self._changed.wait()
+            if child is not None:
+                child.load += 1
+                return child
+            self._starting += 1
+        try:
+            for old in idle or ():
+                await old.retire()
+            child, _ = await self._start(shipped)
+        finally:
+            self._starting -= 1
+        child.load += 1
+        self._children.append(child)
+        return child
+
+    def _with_room(self, shipped: tuple[str, ...]) -> Child | None:
+        self._children = [child for child in self._children if child.alive]
+        fits = (child for child in self._children if child.setup.shipped == shipped and child.load < self._setup.capacity)
+        return next(fits, None)
+
+    def _place_for_another(self) -> list[Child] | None:
+        """Which idle children must go so that one may be started: none if there is room; None if all are busy."""
+        if len(self._children) + self._starting < self._size:
+            return []
+        idle = [child for child in self._children if not child.load][:1]
+        self._children = [child for child in self._children if child not in idle]
+        return idle or None
+
+    async def _start(self, shipped: tuple[str, ...]) -> tuple[Child, Ready]:
+        child, ready = await Child.start(replace(self._setup, shipped=shipped))
+        if ready.problem is not None:
+            await child.kill()
+            raise ConfigurationError(ready.problem)
+        return child, ready
+
+
+class Executors:
+    """The crews of a worker: `concurrency` processes for plain functions, loops with room for `async_concurrency` coroutines."""
+
+    def __init__(self, setup: ChildSetup, *, concurrency: int, async_concurrency: int) -> None:
+        self.sizes = {Pool.PROCESS: concurrency, Pool.THREAD: concurrency, Pool.ASYNC: async_concurrency}
+        self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency)
+        # Threads run in the loops' children, which have room for both.
+        self._loops = Crew(replace(setup, pool=Pool.ASYNC, capacity=concurrency + async_concurrency), LOOP_CHILDREN)
+
+    async def first(self) -> Ready:
+        """Start the first child and return what it serves. Raises ConfigurationError if it cannot start."""
+        return await self._processes.first()
+
+    async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
+        """Run a job in the kind of child that its pool names."""
+        crew = self._processes if job.call.pool is Pool.PROCESS else self._loops
+        return await crew.run(job, shipped, leaving)
+
+    async def close(self) -> None:
+        """End all children."""
+        await asyncio.gather(self._processes.close(), self._loops.close())
+
+
+def _timeout_failure(call: Call) -> Failure:
+    return Failure(Cause.TIMED_OUT, "", f"It ran longer than its timeout of {call.timeout_seconds:g} s and was stopped.")
+
+
+def _death(call: Call, exc: ChildDied) -> Failure:
+    return Failure(Cause.DIED, "", f"The process that ran attempt {call.attempt} ended without an answer: {exc}.")

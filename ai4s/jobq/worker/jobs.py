@@ -1,0 +1,111 @@
+"""What supervisor and child say to each other, as frames over a socket pair: a length, then a msgpack map.
+
+Large values do not pass: they lie in files of the worker's scratch folder, and the frames name them.
+
+Next: `child.py`, which runs jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+import msgpack
+
+from ..fields import from_map, to_map
+from ..message import Call, Failure, Pool
+
+LENGTH_BYTES = 4
+MAX_INLINE_BYTES = 1024 * 1024
+"""A value above this goes by way of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An app as a worker needs it: where it lies, and how its records are signed."""
+
+    app: str
+    url: str = field(repr=False)
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    create: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSetup:
+    """The first frame: what a child serves and how. `target` is `module:app`; without it, `served` says what that would."""
+
+    worker: str
+    pool: Pool = Pool.PROCESS
+    capacity: int = 1
+    target: str | None = None
+    served: Served | None = None
+    modules: tuple[str, ...] = ()
+    search_path: tuple[str, ...] = ()
+    shipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A child's first answer: its app, the tasks that it can run and where each runs ("proj.square=process"), and the queues
+    that they name; or why it cannot start."""
+
+    served: Served | None = None
+    tasks: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Run this call. Paths are None where the bytes are in the call, or where there are none; `value_path` is where a large value goes."""
+
+    number: int
+    call: Call
+    value_path: str
+    arguments_path: str | None = None
+    function_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the job of this number, if it runs on an event loop."""
+
+    number: int
+
+
+class Kind(StrEnum):
+    """How a job ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    UNFIT = "unfit"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a job: a value (here or in its file), a failure, or that this child cannot run it."""
+
+    number: int
+    kind: Kind
+    value: bytes | None = None
+    failure: Failure | None = None
+    retryable: bool = False
+    delay_seconds: float | None = None
+
+
+Frame = TypeVar("Frame", ChildSetup, Ready, Job, Cancel, Report)
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (ChildSetup, Ready, Job, Cancel, Report)}
+
+
+def to_frame(message: ChildSetup | Ready | Job | Cancel | Report) -> bytes:
+    """The bytes of a message, its length before it."""
+    body: bytes = msgpack.packb([type(message).__name__, to_map(message)])
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def from_body(body: bytes) -> ChildSetup | Ready | Job | Cancel | Report:
+    """The message in a frame's body."""
+    kind, values = msgpack.unpackb(body)
+    message: ChildSetup | Ready | Job | Cancel | Report = from_map(_KINDS[kind], values)
+    return message

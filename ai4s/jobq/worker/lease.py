@@ -1,0 +1,124 @@
+"""Leases: a delivery stays ours while it waits and runs, and not a moment longer.
+
+A lease ends at a deadline that this machine reckons itself, from before the request that granted it: if renewals fail or the
+network is silent, it is over by then, whatever the server thinks. Renewing and settling exclude each other, since
+each renewal voids the receipt before it. A lease that was lost is never settled as a failure or a retry.
+
+Next: `attempt.py`, which works under a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from ..errors import AccessDenied, LeaseLost, Unreachable
+from ..transports.base import Delivery, Queue, Receipt
+
+T = TypeVar("T")
+log = logging.getLogger("ai4s.jobq.worker")
+
+FIRST_LEASE_SECONDS = 45.0
+LONGEST_LEASE_SECONDS = 600.0
+PART_OF_AGE = 0.1
+"""A lease grows to this part of the delivery's age: long calls cost few renewals, and what they lose stays in proportion."""
+
+ROUND_SECONDS = 1.0
+
+Clock = Callable[[], float]
+
+
+class Lease:
+    """The right to settle one delivery."""
+
+    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock) -> None:
+        self._queue, self._clock = queue, clock
+        self._receipt = delivery.receipt
+        self._began = delivery.received_at
+        self._lost = False
+        self._busy = asyncio.Lock()
+        self._extend(FIRST_LEASE_SECONDS, delivery.received_at)
+
+    @property
+    def held(self) -> bool:
+        """Whether the delivery is surely still ours."""
+        return not self._lost and self._clock() < self._deadline
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to renew: after a third, so that two renewals may fail."""
+        return not self._lost and not self._busy.locked() and self._clock() >= self._renew_at
+
+    async def renew(self, body: str | None = None) -> None:
+        """Extend the lease, and replace the message's body if one is given. Raises LeaseLost, Unreachable, AccessDenied."""
+        async with self._busy:
+            self._check()
+            now = self._clock()
+            seconds = min(LONGEST_LEASE_SECONDS, max(FIRST_LEASE_SECONDS, PART_OF_AGE * (now - self._began)))
+            try:
+                self._receipt = await self._queue.renew(self._receipt, lease_seconds=seconds, body=body)
+            except LeaseLost:
+                self._lost = True
+                raise
+            self._extend(seconds, now)
+
+    async def settle(self, step: Callable[[Queue, Receipt], Awaitable[T]]) -> T:
+        """Do something with the receipt, after which the lease is over. Raises LeaseLost if it is over already."""
+        async with self._busy:
+            self._check()
+            done = await step(self._queue, self._receipt)
+            self._lost = True
+            return done
+
+    async def delete(self) -> None:
+        """Remove the message, by whatever receipt there is: what must come before is durable, so a late delete harms nobody."""
+        async with self._busy:
+            self._lost = True
+            await self._queue.delete(self._receipt)
+
+    def _check(self) -> None:
+        if not self.held:
+            self._lost = True
+            raise LeaseLost("The lease ran out.")
+
+    def _extend(self, seconds: float, since: float) -> None:
+        self._deadline = since + seconds
+        self._renew_at = since + seconds / 3
+
+
+class LeaseKeeper:
+    """Renews all leases of a worker that are due, until it is cancelled."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._leases: set[Lease] = set()
+
+    @asynccontextmanager
+    async def hold(self, queue: Queue, delivery: Delivery) -> AsyncIterator[Lease]:
+        """A lease on this delivery that is renewed for the length of the block."""
+        lease = Lease(queue, delivery, self._clock)
+        self._leases.add(lease)
+        try:
+            yield lease
+        finally:
+            self._leases.discard(lease)
+
+    async def keep(self) -> None:
+        """Renew what is due, for ever."""
+        async with asyncio.TaskGroup() as renewals:
+            while True:
+                for lease in [lease for lease in self._leases if lease.due]:
+                    renewals.create_task(_renew(lease))
+                await asyncio.sleep(ROUND_SECONDS)
+
+
+async def _renew(lease: Lease) -> None:
+    try:
+        await lease.renew()
+    except LeaseLost:
+        log.warning("A lease was lost: the call may run elsewhere; a success of ours still counts if it comes first.")
+    except (Unreachable, AccessDenied) as exc:
+        log.warning("A lease could not be renewed (%s); trying again until it runs out.", exc)

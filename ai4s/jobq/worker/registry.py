@@ -1,0 +1,94 @@
+"""What a worker is told to serve, and the tasks that this makes available in a child.
+
+`module:app` is imported in children only. Modules named by a background worker are searched for tasks of its app.
+
+Next: `child.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..app import App
+from ..client import Client
+from ..errors import ConfigurationError
+from ..layout import DEFAULT_QUEUE
+from ..task import Task
+from .jobs import ChildSetup, Ready, Served
+
+
+def load(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
+    """Import what the setup names; returns the process's client of the app, and the tasks by name.
+
+    Raises ConfigurationError that says which part of the target is wrong. What the user's modules raise passes through.
+    """
+    _extend_search_path(setup)
+    if setup.target is not None:
+        app = import_app(setup.target)
+        client, tasks = app.client, dict(app.tasks)
+    else:
+        assert setup.served is not None
+        served = setup.served
+        client = Client(served.app, served.url, served.signing_keys, create=served.create)
+        tasks = _tasks_in(served.app, setup.modules)
+    _ = client.place  # from now on known to whatever is unpickled here
+    return client, tasks
+
+
+def ready(client: Client, tasks: Mapping[str, Task[..., Any, Any]]) -> Ready:
+    """What a child answers once it has loaded these."""
+    return Ready(
+        served=Served(client.name, client.url, client.keyring.keys, client.create),
+        tasks=tuple(f"{name}={task.declared.pool}" for name, task in tasks.items()),
+        queues=tuple(dict.fromkeys([DEFAULT_QUEUE, *(task.declared.queue for task in tasks.values())])),
+    )
+
+
+def _extend_search_path(setup: ChildSetup) -> None:
+    known = set(sys.path)
+    sys.path.extend(folder for folder in setup.search_path if folder not in known)
+    for archive in setup.shipped:
+        sys.path.insert(0, _unpacked(Path(archive)))
+
+
+def _unpacked(archive: Path) -> str:
+    """The folder of a shipped module's files; each child unpacks for itself, so that none sees another's half."""
+    folder = archive.with_name(f"{archive.name}.{os.getpid()}")
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(folder)
+    return str(folder)
+
+
+def import_app(target: str) -> App:
+    """The App that `module:attribute` names; raises ConfigurationError that says which part is wrong."""
+    module_name, _, attribute = target.partition(":")
+    module = _import(module_name, target)
+    found = getattr(module, attribute, None)
+    if isinstance(found, App):
+        return found
+    apps = sorted(name for name, value in vars(module).items() if isinstance(value, App))
+    hint = f"There is {', '.join(f'{module_name}:{name}' for name in apps)}." if apps else "It has no App."
+    what = "is no App" if hasattr(module, attribute) else "does not exist"
+    raise ConfigurationError(f"{target}: the module was imported, but its attribute {attribute!r} {what}. {hint}")
+
+
+def _import(module_name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
+            raise
+        raise ConfigurationError(
+            f"{target}: there is no module {exc.name!r} on the path. Run the worker where the module lies, or install it."
+        ) from exc
+
+
+def _tasks_in(app: str, modules: tuple[str, ...]) -> dict[str, Task[..., Any, Any]]:
+    values = [value for name in modules for value in vars(importlib.import_module(name)).values()]
+    return {value.name: value for value in values if isinstance(value, Task) and value.client.name == app}

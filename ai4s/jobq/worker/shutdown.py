@@ -1,0 +1,56 @@
+"""How a worker ends: first it takes nothing new, then it gives back what still runs.
+
+The first signal gives running attempts a grace period, a second one none. What has not begun goes back at once in either case.
+
+Next: `runtime.py`, which listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+log = logging.getLogger("ai4s.jobq.worker")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Shutdown:
+    """`draining`: take nothing new. `leaving`: give back what runs. The second follows the first after the grace period."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.draining, self.leaving = asyncio.Event(), asyncio.Event()
+        self._grace_seconds = grace_seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def drain(self, reason: str, *, grace_seconds: float | None = None) -> None:
+        """Take nothing new from now on, and leave when the grace period is over; again: leave now."""
+        if self.draining.is_set():
+            self._leave()
+            return
+        grace = self._grace_seconds if grace_seconds is None else grace_seconds
+        log.info("%s: no new work; what runs has %g s to finish.", reason, grace)
+        self.draining.set()
+        self._timer = asyncio.get_running_loop().call_later(grace, self._leave)
+
+    def _leave(self) -> None:
+        if not self.leaving.is_set():
+            log.warning("What still runs is given back now.")
+        self.leaving.set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Drain on SIGTERM and SIGINT for the length of the block."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.drain, f"{number.name} received")
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+            if self._timer is not None:
+                self._timer.cancel()
