@@ -42,8 +42,8 @@ class Assignment:
     @classmethod
     def from_line(cls, line: str) -> Assignment:
         """The assignment in a line that `to_line` made."""
-        values: dict[str, Any] = json.loads(line)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(line).items()}
+        return cls(**values)
 
 
 class BackgroundWorker:

@@ -16,7 +16,8 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +64,20 @@ class _Session:
             self._ledger = Ledger(transport, self._name, self._keyring, create=self._create)
         return self._ledger
 
+    @contextmanager
+    def elsewhere(self, url: str) -> Iterator[None]:
+        """Use another place for the length of the block."""
+        before = {name: self.__dict__.pop(name) for name in ("url", "place") if name in self.__dict__}
+        self.close()
+        self.url = url
+        try:
+            yield
+        finally:
+            self.close()
+            for name in ("url", "place"):
+                self.__dict__.pop(name, None)
+            self.__dict__.update(before)
+
     def close(self) -> None:
         """Close connections and the portal, once, and only in the process that they belong to."""
         if not self._closed and self.pid == os.getpid():
@@ -90,6 +105,8 @@ class Client:
         self._session: _Session | None = None
         self._lock = threading.Lock()
         self._silence_noted = False
+        self.instead: Callable[[Any], Any] | None = None
+        """What is done with a call in place of sending it; None outside tests."""
 
     @cached_property
     def url(self) -> str:
@@ -167,6 +184,20 @@ class Client:
 
     def _target(self) -> str:
         return f"{self.place.label}/{self.name}"
+
+    @contextmanager
+    def elsewhere(self, url: str) -> Iterator[None]:
+        """Use another place for the length of the block."""
+        before = {name: self.__dict__.pop(name) for name in ("url", "place") if name in self.__dict__}
+        self.close()
+        self.url = url
+        try:
+            yield
+        finally:
+            self.close()
+            for name in ("url", "place"):
+                self.__dict__.pop(name, None)
+            self.__dict__.update(before)
 
     def close(self) -> None:
         """Close connections and the portal; the next use opens them again."""

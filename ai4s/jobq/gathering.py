@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from .client import Client
 from .running import refuse_to_wait
 from .errors import DeclarationError, ResultTimeout
-from .handle import Handle
+from .handle import Ending, Handle
 from .ledger import Ledger
 from .waiting import Pace, ended
 
@@ -168,20 +168,20 @@ def gather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
     """
     for _ in Completed(handles, timeout):
         pass
-    values: dict[Handle[R], Any] = {}
+    endings: dict[Handle[R], Ending[R]] = {}
     for client, group in _by_client(handles).items():
-        values.update(zip(group, client.run(partial(_values, group)), strict=True))
-    return _unwrapped(handles, values)
+        endings.update(zip(group, client.run(partial(_endings, group)), strict=True))
+    return [endings[handle].unwrap() for handle in handles]
 
 
 async def agather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
     """As `gather`."""
     async for _ in Completed(handles, timeout):
         pass
-    values: dict[Handle[R], Any] = {}
+    endings: dict[Handle[R], Ending[R]] = {}
     for client, group in _by_client(handles).items():
-        values.update(zip(group, await client.arun(partial(_values, group)), strict=True))
-    return _unwrapped(handles, values)
+        endings.update(zip(group, await client.arun(partial(_endings, group)), strict=True))
+    return [endings[handle].unwrap() for handle in handles]
 
 
 def _by_client(handles: Sequence[Handle[R]]) -> dict[Client, list[Handle[R]]]:
@@ -191,26 +191,11 @@ def _by_client(handles: Sequence[Handle[R]]) -> dict[Client, list[Handle[R]]]:
     return groups
 
 
-async def _values(handles: Sequence[Handle[R]], ledger: Ledger) -> list[Any]:
+async def _endings(handles: Sequence[Handle[R]], ledger: Ledger) -> list[Ending[R]]:
     room = asyncio.Semaphore(VALUES_IN_FLIGHT)
 
-    async def one(handle: Handle[R]) -> Any:
+    async def one(handle: Handle[R]) -> Ending[R]:
         async with room:
-            try:
-                return await handle.value(ledger, None)
-            except Exception as exc:  # noqa: BLE001  # the task's own exception, which `gather` raises in its turn
-                return _Raised(exc)
+            return await handle.ending(ledger, None)
 
     return await asyncio.gather(*map(one, handles))
-
-
-class _Raised(NamedTuple):
-    error: BaseException
-
-
-def _unwrapped(handles: Sequence[Handle[R]], values: dict[Handle[R], Any]) -> list[R]:
-    made = [values[handle] for handle in handles]
-    for value in made:
-        if isinstance(value, _Raised):
-            raise value.error
-    return made

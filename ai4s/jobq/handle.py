@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from .client import Client
@@ -24,6 +25,20 @@ from .transports.base import Receipt
 from .waiting import Pace
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending(Generic[R]):
+    """What a call came to. The error is raised where the caller is, so that its traceback holds none of our inner frames."""
+
+    value: R | None = None
+    error: BaseException | None = None
+
+    def unwrap(self) -> R:
+        """The value; raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+        return cast("R", self.value)
 
 
 class Handle(Generic[R]):
@@ -57,12 +72,12 @@ class Handle(Generic[R]):
             WouldDeadlock: inside a task.
         """
         refuse_to_wait(self.id)
-        return cast("R", self.client.run(lambda ledger: self.value(ledger, timeout)))
+        return self.client.run(lambda ledger: self.ending(ledger, timeout)).unwrap()
 
     async def aresult(self, timeout: float | None = None) -> R:
         """As `result`."""
         refuse_to_wait(self.id)
-        return cast("R", await self.client.arun(lambda ledger: self.value(ledger, timeout)))
+        return (await self.client.arun(lambda ledger: self.ending(ledger, timeout))).unwrap()
 
     def __await__(self) -> Generator[Any, None, R]:
         return self.aresult().__await__()
@@ -141,13 +156,13 @@ class Handle(Generic[R]):
             await self.client.note_silence(ledger, pace.started)
         return outcome
 
-    async def value(self, ledger: Ledger, timeout: float | None) -> Any:
-        """The call's value; waits and raises as `result` does."""
+    async def ending(self, ledger: Ledger, timeout: float | None) -> Ending[R]:
+        """The call's value or its error, once it has ended."""
         outcome = await self._wait(ledger, timeout)
         error = exception_of(outcome)
         if error is not None:
-            raise error
-        return codec_named(outcome.codec).loads(await ledger.value(outcome))
+            return Ending(error=error)
+        return Ending(codec_named(outcome.codec).loads(await ledger.value(outcome)))
 
     async def _cancel(self, ledger: Ledger) -> bool:
         wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))

@@ -8,9 +8,10 @@ Next: `ledger.py` for the requests, `handle.py` for what the caller gets; on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from . import layout
 from .client import Client
@@ -22,6 +23,13 @@ from .ledger import Ledger
 from .message import Call
 from .options import CallOptions, TaskOptions
 from .payload import function_payload, python_minor
+from .transports.base import Receipt
+
+
+class Send(Protocol):
+    """The step that puts a call's message on its queue."""
+
+    async def __call__(self, ledger: Ledger, call: Call, /, delay_seconds: float = 0) -> Receipt | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +93,17 @@ def _keyed_id(app: str, task: str, key: str) -> str:
     return layout.keyed_call_id(layout.sha256_of("\0".join((app, task, key)).encode()))
 
 
-async def submit(client: Client, ledger: Ledger, order: Order) -> Handle[Any]:
-    """Send the order's call; returns when its message is durable. Raises TransportError, and KeyConflict for a key's other use."""
+async def submit(client: Client, order: Order, ledger: Ledger, send: Send = Ledger.send) -> Handle[Any]:
+    """Send the order's call; returns when its message is durable. Raises TransportError, and KeyConflict for a key's other use.
+
+    `send` does the last step; tests put another one in its place.
+    """
     now = await ledger.transport.server_time()
     call, delay_seconds = _timed(order, now)
     await client.publish(ledger, order.payloads)
     if order.options.key is not None:
-        return await _submit_keyed(client, ledger, call, delay_seconds)
-    receipt = await ledger.send(call, delay_seconds)
+        return await _submit_keyed(client, ledger, call, partial(send, ledger, delay_seconds=delay_seconds))
+    receipt = await send(ledger, call, delay_seconds=delay_seconds)
     return Handle(client, call.id, receipt=receipt, queue=call.queue)
 
 
@@ -106,7 +117,9 @@ def _timed(order: Order, now: float) -> tuple[Call, float]:
     return replace(order.call, sent=now, eta=eta if delay_seconds else None, expires=expires), delay_seconds
 
 
-async def _submit_keyed(client: Client, ledger: Ledger, call: Call, delay_seconds: float) -> Handle[Any]:
+async def _submit_keyed(
+    client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]]
+) -> Handle[Any]:
     """Claim the key, send unless it was sent; a crash in between is mended by whoever asks again."""
     assert isinstance(call.arguments, bytes)
     digest = layout.sha256_of(call.arguments)
@@ -119,6 +132,6 @@ async def _submit_keyed(client: Client, ledger: Ledger, call: Call, delay_second
     if record.sent:
         return handle
     # Marked, because an earlier claimant may have sent it and died before it could say so.
-    receipt = await ledger.send(replace(call, resent=True), delay_seconds)
+    receipt = await send(replace(call, resent=True))
     await ledger.mark_key_sent(call.id, digest)
-    return handle.holding(receipt)
+    return handle.holding(receipt) if receipt else handle

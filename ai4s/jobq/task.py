@@ -8,6 +8,7 @@ Next: `submission.py`, which sends.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import sys
@@ -19,7 +20,6 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from .client import Client
 from .errors import DeclarationError
 from .handle import Handle
-from .ledger import Ledger
 from .options import CallOptions, TaskOptions, call_options
 from .payload import is_importable, module_payload
 from .submission import Order, encode_arguments, make_order, submit
@@ -78,12 +78,16 @@ class Task(Generic[P, D, R]):
             TransportError: the storage could not be reached or refused; the call may run nevertheless.
         """
         order = self._order(args, kwargs)
-        return cast("Handle[R]", self.client.run(partial(self._submit, order)))
+        if self.client.instead is not None:
+            return cast("Handle[R]", self.client.instead(order))
+        return cast("Handle[R]", self.client.run(partial(submit, self.client, order)))
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """As `delay`."""
         order = self._order(args, kwargs)
-        return cast("Handle[R]", await self.client.arun(partial(self._submit, order)))
+        if self.client.instead is not None:
+            return cast("Handle[R]", await asyncio.to_thread(self.client.instead, order))
+        return cast("Handle[R]", await self.client.arun(partial(submit, self.client, order)))
 
     def options(self, **changes: Any) -> Task[P, D, R]:
         """The same task with other options for the calls made through it.
@@ -139,9 +143,6 @@ class Task(Generic[P, D, R]):
             signature.bind(*args, **kwargs)
         except TypeError as exc:
             raise TypeError(f"{self.name}{signature}: {exc}") from None
-
-    async def _submit(self, order: Order, ledger: Ledger) -> Handle[Any]:
-        return await submit(self.client, ledger, order)
 
 
 def default_name(function: Callable[..., Any]) -> str:

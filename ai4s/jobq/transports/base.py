@@ -93,7 +93,7 @@ class Queue(Protocol):
         """
 
     async def receive(self, n: int, *, lease_seconds: float) -> list[Delivery]:
-        """Take up to `n` (at most MAX_RECEIVE) visible messages, invisible to others for `lease_seconds` (1 or more).
+        """Take up to `n` visible messages (at most MAX_RECEIVE, whatever `n` is), invisible to others for `lease_seconds` (1 or more).
 
         Returns at once, with an empty list if there is none. A message that the service cannot even hand out
         (a control character in its text) does not keep the others from being received. Raises `NotFound`.
@@ -121,7 +121,10 @@ class Queue(Protocol):
         """Remove all messages at once. Raises `NotFound`."""
 
     async def idle(self, seconds: float) -> None:
-        """Sleep for `seconds`, or less if this transport can tell that a message was sent here meanwhile."""
+        """Sleep for `seconds`, or less if this transport can tell that a message is visible here: then it returns at once.
+
+        It is for those who have just found nothing. Who does not want messages must sleep otherwise.
+        """
 
 
 class Store(Protocol):
@@ -147,7 +150,7 @@ class Store(Protocol):
         """
 
     async def get(self, name: str, *, start: int = 0, length: int | None = None, if_none_match: str | None = None) -> Blob | None:
-        """Read a blob, or `length` bytes of it from `start` (fewer at its end; none, with the info, past it).
+        """Read a blob, or `length` bytes of it from `start` (fewer at its end; none, with the info, past it), with its metadata.
 
         Returns None if `if_none_match` is its etag still. Raises `NotFound`.
         """

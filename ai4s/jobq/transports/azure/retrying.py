@@ -78,7 +78,7 @@ class Retrying:
             await asyncio.sleep(pause)
 
     def _pause_seconds(self, count: int, fault: Unreachable) -> float:
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(count, 10))
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 10))
         return max(longest * self.jitter(), retry_after_seconds(fault.__cause__))
 
 

@@ -1,0 +1,112 @@
+"""Inline mode: a call is run at once where it was made, through the real codec, wire and store.
+
+The budgets are those of a worker; only what takes time (delays, leases, timeouts) and child processes are left out.
+
+Next: `worker/execution.py`, which runs the call; `testing.py`, which users see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .app import App
+from .errors import JobQError
+from .handle import Handle
+from .ledger import Ledger
+from .lifecycle import Bury, Decision, Finish, Happening, Raised, Refused, Retry, Succeeded, decide
+from .message import Call, DeadLetter, Outcome, Pool, Spill, State
+from .submission import Order, submit
+from .transports.base import Receipt
+from .worker.execution import Execution, Functions
+from .worker.jobs import Job, Kind, Report
+
+WORKER = "inline"
+
+
+class Inline:
+    """Takes orders in place of the queue of `app`; keeps its files in `folder`."""
+
+    def __init__(self, app: App, folder: Path) -> None:
+        self._client, self._folder = app.client, folder
+        self._execution = Execution(Functions(app.tasks), WORKER)
+        self._numbers = itertools.count(1)
+
+    def __call__(self, order: Order) -> Handle[Any]:
+        """Submit as ever but for the last step, and run what would have been sent."""
+        taken: list[Call] = []
+
+        async def take(ledger: Ledger, call: Call, /, delay_seconds: float = 0) -> Receipt | None:
+            sealed, text = await ledger.sealed(call)
+            taken.append(ledger.wire.unseal_call(text, sealed.queue))
+            return None
+
+        handle = self._client.run(partial(submit, self._client, order, send=take))
+        for call in taken:
+            self._run(call)
+        return handle
+
+    def _run(self, call: Call) -> None:
+        token, number = secrets.token_hex(8), next(self._numbers)
+        while True:
+            job = self._client.run(partial(self._job, call, number))
+            happening = self._client.run(partial(self._happening, job, token, self._report(job)))
+            decision = decide(happening, call, jitter=0)
+            if not isinstance(decision, Retry):
+                break
+            call = decision.call
+        self._client.run(partial(self._end, call, token, decision))
+
+    def _report(self, job: Job) -> Report:
+        if job.call.pool is not Pool.ASYNC:
+            return self._execution.run(job)
+        reports: list[Report] = []
+        # A thread of its own: there may be a running loop on this one, as in a notebook.
+        thread = threading.Thread(target=lambda: reports.append(asyncio.run(self._execution.arun(job))))
+        thread.start()
+        thread.join()
+        return reports[0]
+
+    async def _job(self, call: Call, number: int, ledger: Ledger) -> Job:
+        arguments, function = self._folder / f"{number}.in", self._folder / (call.function or "none")
+        if isinstance(call.arguments, Spill):
+            await ledger.arguments_to(call, arguments)
+        if call.function is not None and not function.exists():
+            await ledger.payload_to(call.function, function)
+        return Job(number, call, str(self._folder / f"{number}.out"), str(arguments), str(function))
+
+    async def _happening(self, job: Job, token: str, report: Report, ledger: Ledger) -> Happening:
+        if report.kind is Kind.RETURNED:
+            data = Path(job.value_path) if report.value is None else report.value
+            return Succeeded(await ledger.keep_value(job.call.id, token, data))
+        assert report.failure is not None
+        if report.kind is Kind.UNFIT:
+            return Refused(report.failure, deliveries=1)
+        return Raised(report.failure, report.retryable, report.delay_seconds)
+
+    async def _end(self, call: Call, token: str, decision: Decision, ledger: Ledger) -> None:
+        outcome = Outcome(
+            call=call.id,
+            run=call.run,
+            state=State.SUCCEEDED,
+            token=token,
+            task=call.task,
+            queue=call.queue,
+            codec=call.codec,
+            attempts=call.attempt,
+            worker=WORKER,
+        )
+        match decision:
+            case Finish(value):
+                await ledger.commit(replace(outcome, value=value))
+            case Bury(failure):
+                failed = await ledger.commit(replace(outcome, state=State.FAILED, failure=failure))
+                await ledger.bury(DeadLetter(str(failure.cause), failed, call), call.queue, call.id, call.run)
+            case _:
+                raise JobQError(f"Call {call.id} of {call.task} cannot be run inline: the app has no such task.")

