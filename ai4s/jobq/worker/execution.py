@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,13 @@ class Execution:
             found, args, kwargs = self._prepared(job, codec)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
+        began = time.monotonic()
         try:
             with running(self._current(job.call)):
                 value = found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
-            return _raised(job, codec, found, exc)
-        return _returned(job, codec, value)
+            return replace(_raised(job, codec, found, exc), seconds=time.monotonic() - began)
+        return replace(_returned(job, codec, value), seconds=time.monotonic() - began)
 
     async def arun(self, job: Job) -> Report:
         """Run a job whose function is a coroutine function; cancelling this cancels it."""
@@ -94,12 +95,13 @@ class Execution:
             found, args, kwargs = self._prepared(job, codec)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
+        began = time.monotonic()
         try:
             with running(self._current(job.call)):
                 value = await found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
-            return _raised(job, codec, found, exc)
-        return _returned(job, codec, value)
+            return replace(_raised(job, codec, found, exc), seconds=time.monotonic() - began)
+        return replace(_returned(job, codec, value), seconds=time.monotonic() - began)
 
     def _prepared(self, job: Job, codec: Codec) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
         found = self._functions.find(job)

@@ -84,7 +84,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a job: a value (here or in its file), a failure, or that this child cannot run it."""
+    """What came of a job: a value (here or in its file), a failure, or that this child cannot run it; and how long the task ran."""
 
     number: int
     kind: Kind
@@ -92,6 +92,7 @@ class Report:
     failure: Failure | None = None
     retryable: bool = False
     delay_seconds: float | None = None
+    seconds: float = 0
 
 
 Frame = TypeVar("Frame", ChildSetup, Ready, Job, Cancel, Report)

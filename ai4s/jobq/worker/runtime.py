@@ -86,7 +86,7 @@ class Worker:
             fetching = group.create_task(self._fetch(group))
             await self._shutdown.draining.wait()
             fetching.cancel()
-            await self._slots.close()
+            self._slots.close()
 
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
         while not self._shutdown.draining.is_set():
@@ -96,7 +96,7 @@ class Worker:
                 for delivery in found[1]:
                     group.create_task(self._run(found[0], delivery))
                 self._last_work = boottime()
-                # Let the attempts count themselves before the next fetch asks for room.
+                # The attempts must count themselves before the next fetch asks for room.
                 await asyncio.sleep(0)
             elif await self._is_over():
                 self._shutdown.drain("There is nothing left to do")
@@ -111,7 +111,7 @@ class Worker:
         self._last_work = boottime()
 
     async def _is_over(self) -> bool:
-        if self._slots.running:
+        if self._slots.busy:
             return False
         idle_seconds = self._plan.until_idle_seconds
         if idle_seconds is not None and boottime() - self._last_work > idle_seconds:

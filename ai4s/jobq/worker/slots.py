@@ -9,38 +9,73 @@ Next: `poller.py`, which asks for room; `attempt.py`, which takes slots.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from ..message import Pool
 from ..transports.base import MAX_RECEIVE
 
-class Closed(Exception):
-    """The worker takes no more work: what waits for a slot goes back."""
-
-
 AHEAD_SECONDS = 1.0
 MAX_AHEAD = 64
 SMOOTHING = 0.2
 """Weight of the newest run time in the running mean: some five calls make it follow a change."""
 
+SHORTEST_SECONDS = 1e-4
+
+
+class Closed(Exception):
+    """The worker takes no more work: what waits for a slot goes back."""
+
 
 class _Pool:
+    """One pool's slots; who waits for one is served in order."""
+
     def __init__(self, size: int) -> None:
         self.size = size
         self.running = 0
-        self.waiting = 0
+        self.waiting: deque[asyncio.Future[None]] = deque()
         self.mean_seconds: float | None = None
 
     @property
     def ahead(self) -> int:
         if self.mean_seconds is None:
             return 0
-        return min(MAX_AHEAD, int(self.size * AHEAD_SECONDS / max(self.mean_seconds, 1e-4)))
+        return min(MAX_AHEAD, int(self.size * AHEAD_SECONDS / max(self.mean_seconds, SHORTEST_SECONDS)))
 
     @property
     def room(self) -> int:
-        return self.size + self.ahead - self.running - self.waiting
+        return self.size + self.ahead - self.running - len(self.waiting)
+
+    async def take(self) -> None:
+        if self.running < self.size:
+            self.running += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn in self.waiting:
+                self.waiting.remove(turn)
+            elif turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.give()  # it was ours already, and nobody will use it
+            raise
+
+    def give(self) -> None:
+        """Hand the slot to who waits longest, or have it free."""
+        while self.waiting:
+            turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1
+
+    def close(self) -> None:
+        while self.waiting:
+            turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Closed())
 
 
 class Slots:
@@ -49,7 +84,7 @@ class Slots:
     def __init__(self, sizes: Mapping[Pool, int], in_play: set[Pool]) -> None:
         self._pools = {pool: _Pool(size) for pool, size in sizes.items()}
         self._in_play = in_play | {Pool.PROCESS}
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
         self._arriving = 0
         self._closed = False
 
@@ -63,9 +98,15 @@ class Slots:
         """Attempts that run now."""
         return sum(pool.running for pool in self._pools.values())
 
+    @property
+    def busy(self) -> bool:
+        """Whether any delivery is being worked on, or waits here to be."""
+        return self._arriving > 0 or any(pool.running or pool.waiting for pool in self._pools.values())
+
     def room(self) -> int:
         """How many messages to fetch now; 0 where every pool in play has enough."""
-        return max(0, min(MAX_RECEIVE, max(self._pools[pool].room for pool in self._in_play) - self._arriving))
+        most = max(self._pools[pool].room for pool in self._in_play)
+        return max(0, min(MAX_RECEIVE, most - self._arriving))
 
     @contextmanager
     def arriving(self) -> Iterator[None]:
@@ -75,30 +116,28 @@ class Slots:
             yield
         finally:
             self._arriving -= 1
+            self._changed.set()
 
     def welcome(self, pool: Pool) -> bool:
-        """Whether a call of this pool that came along with others should wait here, or go back for other workers."""
+        """Whether a call of this pool should wait here, or go back for other workers.
+
+        What was fetched for one pool's room may turn out to be of another that is full.
+        """
         self._in_play.add(pool)
-        return self._pools[pool].room > 0
+        slot = self._pools[pool]
+        return len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) <= slot.ahead
 
     @asynccontextmanager
     async def take(self, pool: Pool) -> AsyncIterator[None]:
         """A slot, for the length of the block; waits for one. Raises Closed once there are none to be had any more."""
-        slot = self._pools[pool]
-        slot.waiting += 1
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._closed or slot.running < slot.size)
-                if self._closed:
-                    raise Closed
-                slot.running += 1
-        finally:
-            slot.waiting -= 1
+        if self._closed:
+            raise Closed
+        await self._pools[pool].take()
         try:
             yield
         finally:
-            slot.running -= 1
-            await self._notify()
+            self._pools[pool].give()
+            self._changed.set()
 
     def took(self, pool: Pool, seconds: float) -> None:
         """Note how long an attempt ran."""
@@ -107,14 +146,12 @@ class Slots:
 
     async def until_room(self) -> None:
         """Wait until there is room."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.room() > 0)
+        while self.room() == 0:
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Give out no more slots."""
         self._closed = True
-        await self._notify()
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,5 @@
+"""`python -m ai4s.jobq.cli` is `jobq`."""
+
+from . import main
+
+main()
