@@ -26,7 +26,7 @@ LAYERS = (
         "batch workflow schedule"
     ),
     "worker",
-    "telemetry cli dashboard integrations testing",
+    "telemetry cli dashboard integrations inline testing",
 )
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 40

@@ -14,7 +14,6 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import App
-    from .running import current
     from .errors import (
         AccessDenied,
         CallCancelled,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .gathering import agather, as_completed, await_, gather, wait
     from .handle import Handle
     from .message import Backoff, State
+    from .running import current
     from .task import Task
 
 _HOMES = {

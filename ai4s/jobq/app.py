@@ -116,7 +116,7 @@ class App:
     def _make(self, function: Any, given: dict[str, Any]) -> Task[..., Any, Any]:
         checked = check_function(function)
         options = task_options(self.name, given, is_async=inspect.iscoroutinefunction(checked))
-        return Task(self.client, checked, options, self._shipment)
+        return Task(self.client, checked, declared=options, shipment=self._shipment)
 
     def _refuse_duplicate(self, made: Task[..., Any, Any]) -> None:
         other = self.tasks.get(made.name)

@@ -16,11 +16,10 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from . import layout
 from .clock import boottime
@@ -39,6 +38,14 @@ SILENCE_SECONDS = 15.0
 
 WORKER_SEEN_SECONDS = 180.0
 """A worker whose status is older than this counts as gone: three times the longest pause between two writes."""
+
+
+class Origin(NamedTuple):
+    """What a client was told about its place; None is left to the environment."""
+
+    url: str | None
+    signing_keys: tuple[str, ...] | None
+    create: bool
 
 
 class _Session:
@@ -63,20 +70,6 @@ class _Session:
                 return self._ledger
             self._ledger = Ledger(transport, self._name, self._keyring, create=self._create)
         return self._ledger
-
-    @contextmanager
-    def elsewhere(self, url: str) -> Iterator[None]:
-        """Use another place for the length of the block."""
-        before = {name: self.__dict__.pop(name) for name in ("url", "place") if name in self.__dict__}
-        self.close()
-        self.url = url
-        try:
-            yield
-        finally:
-            self.close()
-            for name in ("url", "place"):
-                self.__dict__.pop(name, None)
-            self.__dict__.update(before)
 
     def close(self) -> None:
         """Close connections and the portal, once, and only in the process that they belong to."""
@@ -185,19 +178,14 @@ class Client:
     def _target(self) -> str:
         return f"{self.place.label}/{self.name}"
 
-    @contextmanager
-    def elsewhere(self, url: str) -> Iterator[None]:
-        """Use another place for the length of the block."""
-        before = {name: self.__dict__.pop(name) for name in ("url", "place") if name in self.__dict__}
+    def move(self, url: str | None, signing_keys: tuple[str, ...] | None, create: bool) -> Origin:
+        """From now on, lie there, with these keys; returns where it lay, to be given back to `move`."""
+        before = Origin(self._given_url, self._given_keys, self.create)
         self.close()
-        self.url = url
-        try:
-            yield
-        finally:
-            self.close()
-            for name in ("url", "place"):
-                self.__dict__.pop(name, None)
-            self.__dict__.update(before)
+        self._given_url, self._given_keys, self.create = url, signing_keys, create
+        for name in ("url", "place", "keyring"):
+            self.__dict__.pop(name, None)
+        return before
 
     def close(self) -> None:
         """Close connections and the portal; the next use opens them again."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import cloudpickle
 import msgpack
 
-from .errors import DeclarationError, JobQError, NotSerializable
+from .errors import DeclarationError, JobQError, NotSerializable, Unfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,14 @@ class CloudpickleCodec:
             pickler.dump(value)
         except JobQError:
             raise
-        except Exception as exc:  # noqa: BLE001  # pickling runs the user's code, which may raise anything
+        except Exception as exc:  # pickling runs the user's code, which may raise anything
             raise NotSerializable(f"cloudpickle cannot encode {_kind(value)}: {_reason(exc)}") from exc
         return Encoded(file.getvalue(), pickler.has_code)
 
     def loads(self, data: bytes) -> Any:
         try:
-            return pickle.loads(data)  # noqa: S301  # verified by wire.py where a key is configured; see DESIGN "Trust"
-        except Exception as exc:  # noqa: BLE001  # unpickling runs the user's code, which may raise anything
+            return pickle.loads(data)  # verified by wire.py where a key is configured; see DESIGN "Trust"
+        except Exception as exc:  # unpickling runs the user's code, which may raise anything
             raise NotSerializable(f"cloudpickle cannot decode this value here: {_reason(exc)}") from exc
 
 
@@ -122,6 +122,13 @@ def codec_named(name: object) -> Codec:
     if not isinstance(name, str) or name not in _CODECS:
         raise DeclarationError(f"codec must be one of {', '.join(map(repr, _CODECS))}; got {name!r}.")
     return _CODECS[name]
+
+
+def codec_of(record: str) -> Codec:
+    """The codec that a record names; raises Unfit for one that this version does not have."""
+    if record not in _CODECS:
+        raise Unfit(f"It is encoded with {record[:40]!r}, which this process does not know: update ai4s-jobq.")
+    return _CODECS[record]
 
 
 def _kind(value: object) -> str:

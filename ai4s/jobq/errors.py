@@ -36,6 +36,7 @@ A class's docstring is its default message. `Retry` is no error: a task raises i
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 
 class JobQError(Exception):
@@ -80,22 +81,19 @@ class ResultTimeout(JobQError, TimeoutError):
 class CallError(JobQError):
     """The call ended without a value."""
 
-    def __init__(
-        self, message: str | None = None, *, call_id: str = "", attempts: int = 0, worker: str = ""
-    ) -> None:
+    def __init__(self, message: str | None = None, *, call_id: str = "", attempts: int = 0, worker: str = "") -> None:
         super().__init__(message)
         self.call_id = call_id
         self.attempts = attempts
         self.worker = worker
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_call_error, (type(self), str(self), self.call_id, self.attempts, self.worker))
+        fields = {"call_id": self.call_id, "attempts": self.attempts, "worker": self.worker}
+        return (_rebuild_call_error, (type(self), str(self), fields))
 
 
-def _rebuild_call_error(
-    kind: type[CallError], message: str, call_id: str, attempts: int, worker: str
-) -> CallError:
-    return kind(message, call_id=call_id, attempts=attempts, worker=worker)
+def _rebuild_call_error(kind: type[CallError], message: str, fields: dict[str, Any]) -> CallError:
+    return kind(message, **fields)
 
 
 class TaskFailed(CallError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from types import TracebackType
 
-from .codec import Codec, codec_named, describe
+from .codec import Codec, codec_of, describe
 from .errors import (
     CallCancelled,
     CallError,
@@ -102,7 +102,7 @@ def exception_of(outcome: Outcome) -> BaseException | None:
 
 
 def _rebuilt(failure: Failure, codec_name: str) -> BaseException | None:
-    codec = codec_named(codec_name)
+    codec = codec_of(codec_name)
     if failure.exception is None or not codec.allows_pickle:
         return None
     try:

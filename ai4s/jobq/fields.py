@@ -25,7 +25,7 @@ MAX_COUNT = 2**53
 
 def to_map(record: object) -> dict[str, object]:
     """The fields of a dataclass that differ from their defaults, nested ones as maps."""
-    values = ((name, getattr(record, name), default) for name, default in _defaults(type(record)))
+    values = ((name, getattr(record, name), default) for name, default in _defaults(type(record)))  # type: ignore[arg-type]  # (see from_map)
     return {name: _plain(value) for name, value, default in values if value != default}
 
 

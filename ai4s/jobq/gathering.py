@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from .client import Client
-from .running import refuse_to_wait
 from .errors import DeclarationError, ResultTimeout
 from .handle import Ending, Handle
 from .ledger import Ledger
+from .running import refuse_to_wait
 from .waiting import Pace, ended
 
 R = TypeVar("R")

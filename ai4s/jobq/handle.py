@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from .client import Client
-from .codec import codec_named
-from .running import refuse_to_wait
+from .codec import codec_of
 from .errors import LeaseLost, NotFinished
 from .failures import exception_of
 from .ledger import Ledger
 from .message import Outcome, State
+from .running import refuse_to_wait
 from .transports.base import Receipt
 from .waiting import Pace
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ class Handle(Generic[R]):
     Two handles are equal if they mean the same call. Methods may be called from any thread; `await handle` from any loop.
     """
 
-    def __init__(self, client: Client, call: str, *, run: int = 1, receipt: Receipt | None = None, queue: str | None = None) -> None:
+    def __init__(
+        self, client: Client, call: str, *, run: int = 1, receipt: Receipt | None = None, queue: str | None = None
+    ) -> None:
         self.id = call
         self.run = run
         self.client = client
@@ -162,7 +164,7 @@ class Handle(Generic[R]):
         error = exception_of(outcome)
         if error is not None:
             return Ending(error=error)
-        return Ending(codec_named(outcome.codec).loads(await ledger.value(outcome)))
+        return Ending(codec_of(outcome.codec).loads(await ledger.value(outcome)))
 
     async def _cancel(self, ledger: Ledger) -> bool:
         wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))
@@ -187,4 +189,3 @@ def _unpickled(client: Client, call: str, run: int) -> Handle[Any]:
 
 def _status(outcome: Outcome | None) -> State | Literal["pending"]:
     return outcome.state if outcome else "pending"
-

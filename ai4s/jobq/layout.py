@@ -47,7 +47,9 @@ def check_queue_name(app: str, queue: object) -> str:
         raise DeclarationError(f"The queue name {queue!r} is reserved; take another one.")
     if len(queue_name(app, queue)) > MAX_QUEUE_LENGTH:
         longest = MAX_QUEUE_LENGTH - len(app) - 1
-        raise DeclarationError(f"The queue name {queue!r} is too long: with the app's name before it, {longest} characters are left.")
+        raise DeclarationError(
+            f"The queue name {queue!r} is too long: with the app's name before it, {longest} characters are left."
+        )
     return queue
 
 

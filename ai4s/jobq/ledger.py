@@ -200,7 +200,7 @@ class Ledger:
         await spill.fetch_to(store, name, Spill(size, sha256), path)
 
     async def _spill(self, name: str, data: bytes | Path) -> Spill:
-        """Write bytes that are read by length and digest; one that is there already came from the same bytes or is found out then."""
+        """Write bytes whose reader will compare length and digest: so a blob that is there already does no harm."""
         found = await spill.digest(data)
         try:
             await (await self.store()).put(name, data, if_absent=True)

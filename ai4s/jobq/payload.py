@@ -58,7 +58,9 @@ def module_payload(module: ModuleType) -> bytes:
         for name, path in sorted(_files(module)):
             archive.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
     if buffer.tell() > MAX_SHIPPED_BYTES:
-        raise DeclarationError(f"The module {module.__name__} is too large to ship ({buffer.tell()} bytes): install it on the workers.")
+        raise DeclarationError(
+            f"The module {module.__name__} is too large to ship ({buffer.tell()} bytes): install it on the workers."
+        )
     return buffer.getvalue()
 
 

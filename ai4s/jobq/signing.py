@@ -29,7 +29,8 @@ class Keyring:
 
     def verifies(self, context: str, data: bytes, mac: bytes) -> bool:
         """Whether any key made `mac` for `data` in `context`; in constant time for each key."""
-        return any([hmac.compare_digest(_mac(key, context, data), mac) for key in self.keys])
+        found = [hmac.compare_digest(_mac(key, context, data), mac) for key in self.keys]
+        return any(found)
 
 
 def _mac(key: str, context: str, data: bytes) -> bytes:

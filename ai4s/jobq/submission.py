@@ -16,13 +16,13 @@ from typing import Any, Protocol
 from . import layout
 from .client import Client
 from .codec import Encoded
-from .running import current_or_none
 from .errors import HandleAsArgument, KeyConflict
 from .handle import Handle
 from .ledger import Ledger
 from .message import Call
 from .options import CallOptions, TaskOptions
 from .payload import function_payload, python_minor
+from .running import current_or_none
 from .transports.base import Receipt
 
 
@@ -52,33 +52,37 @@ def _refuse_handles(value: object) -> None:
         raise HandleAsArgument(f"A handle (of call {value.id}) is not an argument: pass handle.result(), or the value itself.")
 
 
-def make_order(
-    client: Client,
-    *,
-    name: str,
-    task: TaskOptions,
-    options: CallOptions,
-    arguments: Encoded,
-    by_value: Callable[..., Any] | None,
-    shipped: tuple[bytes, ...],
-) -> Order:
-    """Put together a call of the task `name`, whose function is `by_value` unless workers can import it."""
-    function = function_payload(by_value, task.policy) if by_value else None
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What is called and how. `by_value` is the function unless workers can import it; `shipped` the modules sent along."""
+
+    name: str
+    task: TaskOptions
+    options: CallOptions
+    arguments: Encoded
+    by_value: Callable[..., Any] | None
+    shipped: tuple[bytes, ...]
+
+
+def make_order(client: Client, invocation: Invocation) -> Order:
+    """Put together the call; raises NotSerializable for a function that cannot travel."""
+    task, options, shipped = invocation.task, invocation.options, invocation.shipped
+    function = function_payload(invocation.by_value, task.policy) if invocation.by_value else None
+    name = invocation.name
     if function and task.name is None:
         name = f"{name}@{layout.sha256_of(function)[:12]}"
     parent = current_or_none()
-    queue = options.queue or task.queue
     call = Call(
         id=client.next_call_id() if options.key is None else _keyed_id(client.name, name, options.key),
         task=name,
-        queue=queue,
-        arguments=arguments.data,
+        queue=options.queue or task.queue,
+        arguments=invocation.arguments.data,
         sent=0,
         codec=task.codec.name,
         pool=task.pool,
         function=layout.sha256_of(function) if function else None,
         ship=tuple(layout.sha256_of(data) for data in shipped),
-        python=python_minor() if function or arguments.has_code else None,
+        python=python_minor() if function or invocation.arguments.has_code else None,
         retries=task.policy.retries if options.retries is None else options.retries,
         backoff=task.policy.backoff,
         max_deaths=task.policy.max_deaths,
@@ -126,7 +130,8 @@ async def _submit_keyed(
     record = await ledger.claim_key(call.id, digest)
     if record.arguments != digest:
         raise KeyConflict(
-            f"This key of task {call.task} was used before with other arguments (call {call.id}). Use another key, or app.handle(id)."
+            f"This key of task {call.task} was used before with other arguments (call {call.id}). "
+            "Use another key, or app.handle(id)."
         )
     handle: Handle[Any] = Handle(client, call.id, queue=call.queue)
     if record.sent:

@@ -22,7 +22,7 @@ from .errors import DeclarationError
 from .handle import Handle
 from .options import CallOptions, TaskOptions, call_options
 from .payload import is_importable, module_payload
-from .submission import Order, encode_arguments, make_order, submit
+from .submission import Invocation, Order, encode_arguments, make_order, submit
 
 P = ParamSpec("P")
 D = TypeVar("D")
@@ -55,6 +55,7 @@ class Task(Generic[P, D, R]):
         self,
         client: Client,
         function: Callable[P, D],
+        *,
         declared: TaskOptions,
         shipment: Shipment,
         chosen: CallOptions = CallOptions(),  # noqa: B008  # frozen
@@ -101,7 +102,7 @@ class Task(Generic[P, D, R]):
         Raises DeclarationError for anything else, and for values that cannot be.
         """
         chosen = call_options(self.client.name, self._chosen, changes, self.declared.pool)
-        return Task(self.client, self.function, self.declared, self._shipment, chosen)
+        return Task(self.client, self.function, declared=self.declared, shipment=self._shipment, chosen=chosen)
 
     @property
     def importable(self) -> bool:
@@ -124,8 +125,7 @@ class Task(Generic[P, D, R]):
 
     def _order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
         self._check_signature(args, kwargs)
-        return make_order(
-            self.client,
+        invocation = Invocation(
             name=self.name,
             task=self.declared,
             options=self._chosen,
@@ -133,6 +133,7 @@ class Task(Generic[P, D, R]):
             by_value=None if self.importable else self.function,
             shipped=self._shipment.payloads,
         )
+        return make_order(self.client, invocation)
 
     def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:

@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 @contextmanager
 def temporary_place(app: App) -> Iterator[App]:
     """`app` on an empty local store of its own, for the length of the block."""
-    with tempfile.TemporaryDirectory(prefix="jobq-test-") as folder, app.client.elsewhere(f"local://{folder}"):
-        yield app
+    with tempfile.TemporaryDirectory(prefix="jobq-test-") as folder:
+        before = app.client.move(f"local://{folder}", None, create=True)
+        try:
+            yield app
+        finally:
+            app.client.move(*before)
 
 
 @contextmanager
 def inline(app: App) -> Iterator[App]:
     """`delay` runs the call at once, in this process, for the length of the block.
 
-    Arguments, results and errors pass through the real codec and lie in the app's store, so `result()` and all else work as ever. Retries
-    follow each other without delay. Timeouts, `countdown` and `expires` are not applied, and there are no child processes.
+    Arguments, results and errors pass through the real codec and lie in the app's store, so `result()` and all else work as
+    ever. Retries follow each other without delay. Timeouts, `countdown` and `expires` are not applied, and there are no children.
     """
     from .inline import Inline
 
@@ -53,11 +57,11 @@ def jobq_place() -> Iterator[Callable[[App], App]]:
 
 
 @pytest.fixture
-def jobq_app(jobq_place: Callable[[App], App]) -> Iterator[App]:
+def jobq_app(jobq_place: Callable[[App], App]) -> App:
     """A fresh app without tasks, on an empty local store."""
     from .app import App
 
-    yield jobq_place(App("test-app"))
+    return jobq_place(App("test-app"))
 
 
 @pytest.fixture

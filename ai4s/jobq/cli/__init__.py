@@ -39,7 +39,7 @@ def jobq(context: click.Context, target: str) -> None:
 @jobq.command("worker", epilog="Exit codes: 0 done, 1 the storage failed at the start, 2 wrong usage or setup.")
 @worker.options
 @click.pass_obj
-def _worker_verb(target: str, **given: object) -> None:
+def _worker_verb(target: str, /, **given: object) -> None:
     """Run a worker until it is told to stop."""
     worker.run(target, given)
 

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, from `90s`, `10m`, `24h` or `7d`."""
 
     name = "duration"
@@ -40,7 +40,7 @@ OPTIONS = (
     click.option("--async-concurrency", type=click.IntRange(1), default=200, show_default=True,
                  help="`async def` calls side by side on one event loop."),
     click.option("--queue", "queues", multiple=True, metavar="NAMES",
-                 help="a,b: both in turn; a:3,b: with weights; given again: a strict order. All that the tasks name, unless given."),
+                 help="a,b: in turn; a:3,b: by weight; given again: strict order. Unless given, all that the tasks name."),
     click.option("--until-empty", is_flag=True, help="End when the queues are empty."),
     click.option("--until-idle", type=Duration(), help="End after so long without work."),
     click.option("--time-limit", type=Duration(), help="End in good order after so long."),

@@ -89,11 +89,12 @@ class Queue(Protocol):
         """Put a message, invisible for `delay_seconds` (0 to MAX_DELAY_SECONDS). It never expires by itself.
 
         Returns when it is durable. The receipt can `delete` it until somebody receives it. Raises `NotFound` if there is
-        no such queue, ValueError for a body over MAX_BODY_BYTES. After `Unreachable(maybe_done=True)` it may lie there or not; it was not repeated.
+        no such queue, ValueError for a body over MAX_BODY_BYTES. After `Unreachable(maybe_done=True)` it may lie there or
+        not; it was not repeated.
         """
 
     async def receive(self, n: int, *, lease_seconds: float) -> list[Delivery]:
-        """Take up to `n` visible messages (at most MAX_RECEIVE, whatever `n` is), invisible to others for `lease_seconds` (1 or more).
+        """Take up to `n` visible messages, at most MAX_RECEIVE, and hide them from others for `lease_seconds` (1 or more).
 
         Returns at once, with an empty list if there is none. A message that the service cannot even hand out
         (a control character in its text) does not keep the others from being received. Raises `NotFound`.
@@ -146,7 +147,8 @@ class Store(Protocol):
 
         Readers see the old bytes or the new ones, never a part. `if_absent` raises `AlreadyExists` if there is one (which,
         after a repeated request, may be this very write: compare what lies there); `if_match` raises `ConditionFailed`
-        if its etag is another or it is gone. Metadata keys are lower-case letters and digits, values printable ASCII. Raises `NotFound` if there is no container.
+        if its etag is another or it is gone. Metadata keys are lower-case letters and digits, values printable ASCII.
+        Raises `NotFound` if there is no container.
         """
 
     async def get(self, name: str, *, start: int = 0, length: int | None = None, if_none_match: str | None = None) -> Blob | None:
@@ -164,7 +166,8 @@ class Store(Protocol):
     def list(self, prefix: str, *, with_metadata: bool = False) -> AsyncIterator[BlobInfo]:
         """All blobs whose names begin with `prefix`, in the order of their names, some thousands a request.
 
-        Without `with_metadata` only `name` is sure to be filled in (size 0, etag empty, modified 0): names are much cheaper than the rest.
+        Without `with_metadata` only `name` is sure to be filled in (size 0, etag empty, modified 0): names are much cheaper
+        than the rest.
         A blob that is there before and after the listing is in it, exactly once. An absent container raises `NotFound`.
         """
 

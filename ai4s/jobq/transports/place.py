@@ -93,9 +93,7 @@ def _azurite(rest: str) -> AzurePlace:
 
 def _account(account: str, *, suffix: str = "core.windows.net", key: str | None = None, sas: str | None = None) -> AzurePlace:
     if not re.fullmatch(r"[a-z0-9]{3,24}", account):
-        raise ConfigurationError(
-            f"{account!r} is no storage account's name (3 to 24 lower-case letters and digits). {HELP}"
-        )
+        raise ConfigurationError(f"{account!r} is no storage account's name (3 to 24 lower-case letters and digits). {HELP}")
     return AzurePlace(
         label=f"azure://{account}",
         blob_url=f"https://{account}.blob.{suffix}",

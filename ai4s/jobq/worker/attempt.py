@@ -22,8 +22,8 @@ from ..clock import boottime
 from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, ResultGone, SignatureInvalid, Unfit, Unreachable
 from ..ledger import Ledger
 from ..lifecycle import (
-    UNFIT_DELIVERIES,
     UNFIT_DELAY_SECONDS,
+    UNFIT_DELIVERIES,
     Bury,
     Died,
     Expired,
@@ -88,14 +88,23 @@ class Counts:
     refused: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What attempts work with."""
+
+    ledger: Ledger
+    executors: Executors
+    slots: Slots
+    scratch: Scratch
+    leases: LeaseKeeper
+
+
 class Attempts:
     """Runs deliveries to their settlement. One instance for a worker; `run` is called once for each delivery, many at a time."""
 
-    def __init__(
-        self, ledger: Ledger, executors: Executors, slots: Slots, *, scratch: Scratch, leases: LeaseKeeper, duties: Duties
-    ) -> None:
-        self._ledger, self._executors, self._slots = ledger, executors, slots
-        self._scratch, self._leases, self._duties = scratch, leases, duties
+    def __init__(self, workshop: Workshop, duties: Duties) -> None:
+        self._ledger, self._executors, self._slots = workshop.ledger, workshop.executors, workshop.slots
+        self._scratch, self._leases, self._duties = workshop.scratch, workshop.leases, duties
         self.counts = Counts()
 
     async def run(self, queue: Queue, queue_name: str, delivery: Delivery) -> None:
@@ -108,7 +117,10 @@ class Attempts:
                     await self._work(attempt)
         except LeaseLost:
             self.counts.lost += 1
-            log.warning("Message %s: the lease was lost before it was settled; it is left to whoever has it now.", delivery.receipt.message_id)
+            log.warning(
+                "Message %s: the lease was lost before it was settled; it is left to whoever has it now.",
+                delivery.receipt.message_id,
+            )
         except (Unreachable, AccessDenied) as exc:
             self.counts.lost += 1
             log.error("Message %s could not be settled in time and will be delivered again: %s", delivery.receipt.message_id, exc)
@@ -258,7 +270,9 @@ class Attempts:
                 await self._retry(attempt, call, delay_seconds)
             case Release(delay_seconds):
                 assert isinstance(happening, Refused)
-                log.warning("Call %s of %s is put aside for an hour: %s", attempt.call.id, attempt.call.task, happening.failure.message)
+                log.warning(
+                    "Call %s of %s is put aside for an hour: %s", attempt.call.id, attempt.call.task, happening.failure.message
+                )
                 self._note_refused(attempt.delivery)
                 await self._release(attempt, delay_seconds)
 

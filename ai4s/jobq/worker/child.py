@@ -1,7 +1,8 @@
 """A child process: imports user code, runs jobs, reports. It ends with its supervisor, even if that is killed.
 
 A reader thread takes frames from the socket, so that the end of the supervisor is noticed while a task computes. Plain
-functions run on the main thread, one at a time; coroutines on an event loop, many at a time; `pool="thread"` tasks on threads beside that loop.
+functions run on the main thread, one at a time; coroutines on an event loop, many at a time; `pool="thread"` tasks on
+threads beside that loop.
 
 Next: `execution.py`, which runs one job.
 """
@@ -88,8 +89,10 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
     busy = threading.Event()
     threading.Thread(target=_read_jobs, args=(channel, jobs, busy), name="jobq-reader", daemon=True).start()
     while (job := jobs.get()) is not None:
-        channel.send(execution.run(job))
+        report = execution.run(job)
+        # Before the report: once it has it, the supervisor may close the socket, and that must not look like its death.
         busy.clear()
+        channel.send(report)
 
 
 def _read_jobs(channel: Channel, jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from contextlib import suppress
 
 from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
 
@@ -77,6 +78,8 @@ class Child:
         future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
         self._jobs[job.number] = future
         try:
+            if not self.alive:
+                raise ChildDied("it had ended before", on_purpose=self._killed)
             self._writer.write(to_frame(job))
             return await future
         finally:
@@ -91,20 +94,16 @@ class Child:
         """End a child without jobs in good order: it closes its resources; one that takes too long is killed."""
         if self.alive:
             self._writer.write_eof()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
-            except TimeoutError:
-                pass
         await self.kill()
 
     async def kill(self) -> None:
         """End the whole process group: SIGTERM, and SIGKILL for what is left after the grace period."""
         self._killed = True
         self._signal(signal.SIGTERM)
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
-        except TimeoutError:
-            pass
         # Also when the leader went in time: what it started may not have.
         self._signal(signal.SIGKILL)
         await self._process.wait()
@@ -127,6 +126,10 @@ class Child:
                 if future is not None and not future.done():
                     future.set_result(message)
         except (asyncio.IncompleteReadError, ConnectionError):
+            try:
+                await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+            except TimeoutError:  # it lives, but closed its end: nothing more can come of it
+                self._signal(signal.SIGKILL)
             cause = await self._cause()
             for future in self._jobs.values():
                 if not future.done():

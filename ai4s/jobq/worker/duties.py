@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..codec import codec_of
+from ..errors import Unfit
 from ..message import Call, Pool
 from ..payload import python_minor
 
@@ -28,6 +30,10 @@ class Duties:
             return f"this worker knows no task {call.task!r}; it knows {', '.join(sorted(self.tasks)[:10]) or 'none by name'}."
         if call.function is not None and not self.runs_by_value:
             return "it brings its code along, and this worker was started with --no-by-value."
+        try:
+            codec_of(call.codec)
+        except Unfit as exc:
+            return str(exc)
         if call.python is not None and call.python != python_minor():
             return f"it brings code of Python {call.python} along, and this worker runs Python {python_minor()}."
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..codec import Codec, codec_named
+from ..codec import Codec, codec_of
 from ..errors import NotSerializable, Retry, Unfit
 from ..failures import failure_of
 from ..message import Call, Cause, Failure, Spill
@@ -41,7 +41,10 @@ class Functions:
         self._by_value: dict[str, Found] = {}
 
     def find(self, job: Job) -> Found:
-        """The job's function. Names are looked up, never imported. Raises Unfit for an unknown one, NotSerializable for damaged code."""
+        """The job's function. Names are looked up, never imported.
+
+        Raises Unfit for an unknown one, NotSerializable for code that cannot be rebuilt.
+        """
         call = job.call
         if call.function is None:
             return self._registered(call.task)
@@ -75,7 +78,7 @@ class Execution:
 
     def run(self, job: Job) -> Report:
         """Run a job whose function is a plain one."""
-        codec = codec_named(job.call.codec)
+        codec = codec_of(job.call.codec)
         try:
             found, args, kwargs = self._prepared(job, codec)
         except (NotSerializable, Unfit) as exc:
@@ -90,7 +93,7 @@ class Execution:
 
     async def arun(self, job: Job) -> Report:
         """Run a job whose function is a coroutine function; cancelling this cancels it."""
-        codec = codec_named(job.call.codec)
+        codec = codec_of(job.call.codec)
         try:
             found, args, kwargs = self._prepared(job, codec)
         except (NotSerializable, Unfit) as exc:
@@ -138,19 +141,16 @@ def _arguments(decoded: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _not_run(job: Job, exc: NotSerializable | Unfit) -> Report:
     if isinstance(exc, Unfit):
         return Report(job.number, Kind.UNFIT, failure=Failure(Cause.REFUSED, "", str(exc)))
-    failure = failure_of(exc, codec_named(job.call.codec))
+    failure = failure_of(exc, codec_of(job.call.codec))
     return Report(job.number, Kind.RAISED, failure=failure)
 
 
 def _raised(job: Job, codec: Codec, found: Found, exc: BaseException) -> Report:
-    asked = isinstance(exc, Retry)
-    return Report(
-        job.number,
-        Kind.RAISED,
-        failure=failure_of(exc, codec),
-        retryable=asked or found.policy.covers(exc),
-        delay_seconds=exc.delay_seconds if isinstance(exc, Retry) else None,
-    )
+    if isinstance(exc, Retry):
+        # What made the task ask says more than that it asked, should no attempt be left.
+        why = exc.__cause__ or exc.__context__ or exc
+        return Report(job.number, Kind.RAISED, failure=failure_of(why, codec), retryable=True, delay_seconds=exc.delay_seconds)
+    return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec), retryable=found.policy.covers(exc))
 
 
 def _returned(job: Job, codec: Codec, value: object) -> Report:
@@ -165,4 +165,3 @@ def _returned(job: Job, codec: Codec, value: object) -> Report:
     except OSError as exc:
         return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec), retryable=True)
     return Report(job.number, Kind.RETURNED)
-

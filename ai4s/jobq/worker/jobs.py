@@ -58,7 +58,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Run this call. Paths are None where the bytes are in the call, or where there are none; `value_path` is where a large value goes."""
+    """Run this call. Paths are None where there is nothing to read from them; `value_path` is where a large value goes."""
 
     number: int
     call: Call

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from ..errors import AccessDenied, LeaseLost, Unreachable
+from ..errors import LeaseLost, TransportError
 from ..transports.base import Delivery, Queue, Receipt
 
 T = TypeVar("T")
@@ -120,5 +120,5 @@ async def _renew(lease: Lease) -> None:
         await lease.renew()
     except LeaseLost:
         log.warning("A lease was lost: the call may run elsewhere; a success of ours still counts if it comes first.")
-    except (Unreachable, AccessDenied) as exc:
+    except TransportError as exc:
         log.warning("A lease could not be renewed (%s); trying again until it runs out.", exc)

@@ -19,6 +19,7 @@ from ..errors import AccessDenied, ConfigurationError, NotFound, PlaceTaken, Tra
 from ..layout import check_queue_name
 from ..ledger import Ledger
 from ..transports.base import Delivery, Queue
+from .lease import FIRST_LEASE_SECONDS
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -31,7 +32,6 @@ GROWTH = 0.15
 """A pause as a part of the time since the queue fell asleep: 5 s after half a minute, hardly 30 requests a minute from then on."""
 
 FAULT_PAUSE_SECONDS, LONGEST_FAULT_PAUSE_SECONDS = 0.5, 10.0
-LEASE_SECONDS = 45.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ class Poller:
         return cls([[Line(turn.queue, await ledger.queue(turn.queue)) for turn in group] for group in turns], turns)
 
     async def fetch(self, room: int) -> tuple[Line, list[Delivery]] | None:
-        """Up to `room` messages of the first queue that is due and has some."""
+        """Up to `room` messages of the first queue that is due and has some; nothing for no room."""
+        if room == 0:
+            return None
         for group in self._groups:
             # The next turn begins after the queue that had something, so that each gets its share.
             for position in range(len(group)):
@@ -138,7 +140,7 @@ class Poller:
 
     async def _receive(self, line: Line, room: int) -> list[Delivery]:
         try:
-            deliveries = await line.queue.receive(room, lease_seconds=LEASE_SECONDS)
+            deliveries = await line.queue.receive(room, lease_seconds=FIRST_LEASE_SECONDS)
         except (Unreachable, AccessDenied, NotFound, PlaceTaken) as exc:
             line.failed(exc)
             return []

@@ -37,6 +37,9 @@ def load(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
         served = setup.served
         client = Client(served.app, served.url, served.signing_keys, create=served.create)
         tasks = _tasks_in(served.app, setup.modules)
+        for task in tasks.values():
+            # What these tasks submit must go where this worker looks, whatever their module says of its app's place.
+            task.client.move(served.url, served.signing_keys, served.create)
     _ = client.place  # from now on known to whatever is unpickled here
     return client, tasks
 

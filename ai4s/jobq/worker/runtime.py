@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..clock import boottime
 from ..config import read_settings
@@ -24,7 +25,7 @@ from ..signing import Keyring
 from ..transports import open_transport
 from ..transports.base import Delivery
 from ..transports.place import parse_place
-from .attempt import Attempts
+from .attempt import Attempts, Workshop
 from .duties import Duties
 from .executors import Executors
 from .jobs import ChildSetup, Ready, Served
@@ -83,14 +84,14 @@ class Worker:
             limit = self._plan.time_limit_seconds
             if limit is not None:
                 asyncio.get_running_loop().call_later(limit, self._shutdown.drain, "The time limit is reached")
-            fetching = group.create_task(self._fetch(group))
+            group.create_task(self._fetch(group))
             await self._shutdown.draining.wait()
-            fetching.cancel()
             self._slots.close()
 
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
         while not self._shutdown.draining.is_set():
-            await self._slots.until_room()
+            await self._unless_draining(self._slots.until_room())
+            # Not to be cancelled: messages that were received and not given back would be hidden until their lease ends.
             found = await self._poller.fetch(self._slots.room())
             if found is not None:
                 for delivery in found[1]:
@@ -101,7 +102,19 @@ class Worker:
             elif await self._is_over():
                 self._shutdown.drain("There is nothing left to do")
             else:
-                await self._poller.rest()
+                await self._unless_draining(self._poller.rest())
+
+    async def _unless_draining(self, pause: Coroutine[Any, Any, None]) -> None:
+        """Sit out a pause, but not once nothing new is to be taken."""
+        waits = {asyncio.create_task(pause), asyncio.create_task(self._shutdown.draining.wait())}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _run(self, line: Line, delivery: Delivery) -> None:
         try:
@@ -148,7 +161,8 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
             ledger = await _open_ledger(first.served, stack)
             groups = parse_queues(ledger.app, plan.queues or [",".join(first.queues)])
             poller = await Poller.open(ledger, groups)
-            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), parse_place(first.served.url).label), folder, shutdown, ready)
+            place = parse_place(first.served.url).label
+            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder), shutdown, ready)
 
 
 async def _open_ledger(served: Served, stack: AsyncExitStack) -> Ledger:
@@ -171,14 +185,15 @@ class _Parts:
     poller: Poller
     tasks: Mapping[str, Pool]
     place: str
+    folder: Path
 
 
-async def _serve(plan: Plan, parts: _Parts, folder: Path, shutdown: Shutdown, ready: Callable[[], None]) -> None:
+async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[[], None]) -> None:
     slots = Slots(parts.executors.sizes, set(parts.tasks.values()))
     keeper = LeaseKeeper(boottime)
     duties = Duties(plan.setup.worker, parts.tasks, shutdown.leaving, plan.by_value)
-    scratch = Scratch(folder, parts.ledger)
-    attempts = Attempts(parts.ledger, parts.executors, slots, scratch=scratch, leases=keeper, duties=duties)
+    workshop = Workshop(parts.ledger, parts.executors, slots, Scratch(parts.folder, parts.ledger), keeper)
+    attempts = Attempts(workshop, duties)
     worker = Worker(plan, parts.poller, attempts, slots, shutdown=shutdown)
     status = Status(parts.ledger, plan.setup.worker, worker.numbers)
     _announce(plan, parts)

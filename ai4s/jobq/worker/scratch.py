@@ -41,7 +41,7 @@ class Scratch:
             value.unlink(missing_ok=True)
 
     async def job(self, call: Call, number: int, arguments: Path, value: Path) -> Job:
-        """A job with all that it needs on disk. Raises Malformed for missing or damaged blobs, OSError for a full or broken disk."""
+        """A job with all that it needs on disk. Raises Malformed for missing or damaged blobs, OSError for a full disk."""
         if isinstance(call.arguments, Spill):
             await self._ledger.arguments_to(call, arguments)
         function = None if call.function is None else await self.payload(call.function)

@@ -8,6 +8,7 @@ Next: `queue.py` and `store.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from .server_clock import ServerClock
 from .store import SINGLE_BYTES, AzureStore
 from .translate import Account
 
+REQUEST_LOG = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 CLOCK_CONTAINER = "jobq-clock"
@@ -60,6 +62,9 @@ class AzureTransport:
 
         Raises ConfigurationError if the account needs Entra ID and no source of it works. No request is made otherwise.
         """
+        # The SDK logs two dozen lines for each request at INFO, which many programs turn on for themselves.
+        if REQUEST_LOG.level == logging.NOTSET:
+            REQUEST_LOG.setLevel(logging.WARNING)
         entra = None if place.key or place.sas else await EntraCredential.open(environ, given=credential)
         right = "entra" if entra else "key" if place.key else "sas"
         retrying = Retrying(Account(place.label, right), budget_seconds)
