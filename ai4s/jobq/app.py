@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -65,6 +66,7 @@ class App:
         self.client = Client(self.name, url, keys, create=create)
         self.tasks: dict[str, Task[..., Any, Any]] = {}
         self._shipment = Shipment(check_shipped(ship))
+        self._origins: dict[str, _Origin] = {}
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
@@ -109,8 +111,9 @@ class App:
     def _declare(self, function: Any, *, given: dict[str, Any]) -> Task[..., Any, Any]:
         made = self._make(function, given)
         if is_importable(made.function, self._shipment.names):
-            self._refuse_duplicate(made)
-            self.tasks[made.name] = made
+            origin = _origin(made.function)
+            self._refuse_duplicate(made, origin)
+            self.tasks[made.name], self._origins[made.name] = made, origin
         return made
 
     def _make(self, function: Any, given: dict[str, Any]) -> Task[..., Any, Any]:
@@ -118,9 +121,9 @@ class App:
         options = task_options(self.name, given, is_async=inspect.iscoroutinefunction(checked))
         return Task(self.client, checked, declared=options, shipment=self._shipment)
 
-    def _refuse_duplicate(self, made: Task[..., Any, Any]) -> None:
+    def _refuse_duplicate(self, made: Task[..., Any, Any], origin: _Origin) -> None:
         other = self.tasks.get(made.name)
-        if other is not None and _origin(other.function) != _origin(made.function):
+        if other is not None and not origin.replaces(self._origins[made.name]):
             raise DeclarationError(
                 f"The app {self.name!r} has a task {made.name!r} already ({_place(other.function)}); "
                 f"give this one ({_place(made.function)}) a name of its own, as in @app.task(name='{made.name}-2')."
@@ -194,10 +197,25 @@ class App:
         return f"<App {self.name}>"
 
 
-def _origin(function: Any) -> tuple[object, ...]:
-    """Two functions of one origin are one function, imported again."""
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a function was declared. Each import of a module has a spec of its own, which tells a reload from a second function."""
+
+    file: str
+    path: str
+    line: int
+    spec: object
+
+    def replaces(self, other: _Origin) -> bool:
+        """Whether this is the other function again: the same lines, or the same name after its module was loaded anew."""
+        same_name = (self.file, self.path) == (other.file, other.path)
+        return same_name and (self.line == other.line or self.spec is not other.spec)
+
+
+def _origin(function: Any) -> _Origin:
     code = getattr(function, "__code__", None)
-    return (code.co_filename, code.co_firstlineno, code.co_qualname) if code else (function,)
+    spec = getattr(function, "__globals__", {}).get("__spec__")
+    return _Origin(code.co_filename, code.co_qualname, code.co_firstlineno, spec) if code else _Origin(repr(function), "", 0, None)
 
 
 def _place(function: Any) -> str:

@@ -206,7 +206,7 @@ _CLIENTS: weakref.WeakValueDictionary[tuple[str, str], Client] = weakref.WeakVal
 
 def _attach(name: str, label: str) -> Client:
     known = _CLIENTS.get((name, label))
-    if known is not None:
+    if known is not None and known.place.label == label:
         return known
     url = read_settings().url
     # The environment may name the same place with the secret that a pickle must not hold.

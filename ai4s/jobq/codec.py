@@ -50,11 +50,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pick
     def __init__(self, file: io.BytesIO, guard: Guard | None) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.has_code = False
+        self.refusal: JobQError | None = None
         self._guard = guard
 
     def reducer_override(self, obj: Any) -> Any:
         if self._guard is not None:
-            self._guard(obj)
+            try:
+                self._guard(obj)
+            except JobQError as exc:
+                self.refusal = exc
+                raise
         reduced = super().reducer_override(obj)
         if reduced is not NotImplemented and isinstance(obj, FunctionType | type):
             self.has_code = True
@@ -92,18 +97,9 @@ class MsgpackCodec:
     allows_pickle = False
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
-        def other(obj: object) -> list[object]:
-            if type(obj) is tuple:
-                return list(obj)
-            if guard is not None:
-                guard(obj)
-            raise NotSerializable(
-                f"The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict; got {_kind(obj)}. "
-                "Convert it, or declare the task with codec='cloudpickle'."
-            )
-
         try:
-            return Encoded(msgpack.packb(value, default=other, strict_types=True))
+            _check_plain(value, guard)
+            return Encoded(msgpack.packb(value))
         except (ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
             raise NotSerializable(f"The msgpack codec cannot encode {_kind(value)}: {_reason(exc)}") from exc
 
@@ -112,6 +108,39 @@ class MsgpackCodec:
             return msgpack.unpackb(data, strict_map_key=False)
         except (ValueError, TypeError, msgpack.UnpackException) as exc:
             raise NotSerializable(f"The bytes are not sound msgpack: {_reason(exc)}") from exc
+
+
+_PLAIN = frozenset({type(None), bool, float, str, bytes})
+_INTEGERS = range(-(2**63), 2**64)
+
+
+def _check_plain(value: Any, guard: Guard | None) -> None:
+    """Refuse here what msgpack would change, or could not read back."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return
+    if kind is int:
+        if value not in _INTEGERS:
+            raise NotSerializable(f"The msgpack codec takes ints of 64 bits; got one of {value.bit_length()} bits.")
+    elif kind in (list, tuple):
+        for item in value:
+            _check_plain(item, guard)
+    elif kind is dict:
+        for key, item in value.items():
+            _check_key(key)
+            _check_plain(item, guard)
+    else:
+        if guard is not None:
+            guard(value)
+        raise NotSerializable(
+            f"The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict; got {_kind(value)}. "
+            "Convert it, or declare the task with codec='cloudpickle'."
+        )
+
+
+def _check_key(key: object) -> None:
+    if type(key) not in _PLAIN and type(key) is not int:
+        raise NotSerializable(f"The msgpack codec takes plain keys in a dict; got {_kind(key)}.")
 
 
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (CloudpickleCodec(), MsgpackCodec())}
@@ -143,5 +172,5 @@ def describe(value: object) -> str:
     """`str(value)`, or a note in its place if even that raises; at most 2,000 characters."""
     try:
         return str(value)[:2000]
-    except Exception as exc:  # noqa: BLE001  # __str__ is user code
+    except BaseException as exc:  # noqa: BLE001  # __str__ is user code
         return f"<{_kind(value)} whose str() raises {type(exc).__name__}>"

@@ -36,6 +36,7 @@ A class's docstring is its default message. `Retry` is no error: a task raises i
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from typing import Any
 
 
@@ -176,13 +177,24 @@ class PlaceTaken(TransportError):
     """The queue or container belongs to another app."""
 
 
+LONGEST_RETRY_SECONDS = 365 * 24 * 3600
+
+
 class Retry(Exception):
     """Raised by a task to ask for another attempt, within its `retries`.
 
     Args:
-        delay: seconds until the next attempt; None takes the task's backoff.
+        delay: seconds (or a timedelta) until the next attempt, 0 or more; None takes the task's backoff.
+
+    Raises DeclarationError for any other delay.
     """
 
-    def __init__(self, delay: float | None = None) -> None:
+    def __init__(self, delay: float | timedelta | None = None) -> None:
         super().__init__(delay)
-        self.delay_seconds = delay
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        # Written so that NaN fails as well.
+        if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds <= LONGEST_RETRY_SECONDS):
+            raise DeclarationError(
+                f"Retry(delay=…) takes seconds from 0 to {LONGEST_RETRY_SECONDS}, or a timedelta; got {delay!r}."
+            )
+        self.delay_seconds = seconds

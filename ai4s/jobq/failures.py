@@ -52,11 +52,16 @@ def failure_of(exc: BaseException, codec: Codec) -> Failure:
     """What to keep of an exception that a task raised."""
     return Failure(
         cause=Cause.RAISED,
-        type=f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins."),
-        message=describe(exc)[:MAX_MESSAGE_CHARS],
+        type=clean(f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")),
+        message=clean(describe(exc)[:MAX_MESSAGE_CHARS]),
         traceback=_traceback(exc),
         exception=_pickled(exc, codec) if codec.allows_pickle else None,
     )
+
+
+def clean(text: str) -> str:
+    """`text` with what UTF-8 cannot hold replaced: file names may bring lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _traceback(exc: BaseException) -> str:
@@ -64,7 +69,7 @@ def _traceback(exc: BaseException) -> str:
         lines = traceback.format_exception(type(exc), exc, _without_our_frames(exc))
     except Exception as oops:  # noqa: BLE001  # a note or a cause may be any object of the user's
         lines = [f"(its traceback cannot be shown: {type(oops).__name__})\n", *traceback.format_tb(exc.__traceback__)]
-    text = "".join(lines).encode("utf-8", "replace").decode()
+    text = clean("".join(lines))
     half = MAX_TRACEBACK_CHARS // 2
     return text if len(text) <= MAX_TRACEBACK_CHARS else f"{text[:half]}\n… cut …\n{text[-half:]}"
 
@@ -97,7 +102,8 @@ def exception_of(outcome: Outcome) -> BaseException | None:
     failure = outcome.failure or Failure(Cause.RAISED, "", "The outcome does not say why.")
     exc = _rebuilt(failure, outcome.codec) or _call_error(_ERRORS[failure.cause], outcome, _sentence(outcome, failure))
     if failure.traceback:
-        exc.__cause__ = RemoteTraceback(failure.traceback)
+        # Not by plain assignment: the class may forbid it, as a frozen dataclass does.
+        BaseException.__setattr__(exc, "__cause__", RemoteTraceback(failure.traceback))
     return exc
 
 

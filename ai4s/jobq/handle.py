@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from .client import Client
 from .codec import codec_of
-from .errors import LeaseLost, NotFinished
+from .errors import LeaseLost, Malformed, NotFinished
 from .failures import exception_of
 from .ledger import Ledger
 from .message import Outcome, State
@@ -25,6 +26,14 @@ from .transports.base import Receipt
 from .waiting import Pace
 
 R = TypeVar("R", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A call's message as its sender knows it: the receipt takes it back while nobody has it."""
+
+    queue: str
+    receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +56,13 @@ class Handle(Generic[R]):
     Two handles are equal if they mean the same call. Methods may be called from any thread; `await handle` from any loop.
     """
 
-    def __init__(
-        self, client: Client, call: str, *, run: int = 1, receipt: Receipt | None = None, queue: str | None = None
-    ) -> None:
+    def __init__(self, client: Client, call: str, *, run: int = 1, codec: str | None = None, message: Sent | None = None) -> None:
         self.id = call
         self.run = run
         self.client = client
-        self._receipt = receipt
-        self._queue = queue
+        self._codec = codec
+        self._message = message
         self._outcome: Outcome | None = None
-
-    def holding(self, receipt: Receipt) -> Handle[R]:
-        """The same handle with the right to take its message back while nobody has it."""
-        return Handle(self.client, self.id, run=self.run, receipt=receipt, queue=self._queue)
 
     def result(self, timeout: float | None = None) -> R:
         """The call's value.
@@ -140,7 +143,7 @@ class Handle(Generic[R]):
         return hash(self._identity())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_unpickled, (self.client, self.id, self.run))
+        return (_unpickled, (self.client, self.id, self.run, self._codec))
 
     def _identity(self) -> tuple[str, str, str, int]:
         return (self.client.place.label, self.client.name, self.id, self.run)
@@ -148,8 +151,15 @@ class Handle(Generic[R]):
     async def look(self, ledger: Ledger) -> Outcome | None:
         """The outcome if there is one now; raises ResultGone if it was forgotten."""
         if self._outcome is None:
-            self._outcome = await ledger.outcome(self.id, self.run)
+            self._outcome = self._checked(await ledger.outcome(self.id, self.run))
         return self._outcome
+
+    def _checked(self, outcome: Outcome | None) -> Outcome | None:
+        """Refuse an outcome in another codec than the call's: it could have a pickle decoded for a task declared safe."""
+        holds_value = outcome is not None and outcome.state in (State.SUCCEEDED, State.FAILED)
+        if outcome is not None and holds_value and self._codec not in (None, outcome.codec):
+            raise Malformed(f"The outcome of call {self.id} is encoded with {outcome.codec!r}, and its task with {self._codec!r}.")
+        return outcome
 
     async def _wait(self, ledger: Ledger, timeout: float | None) -> Outcome:
         pace = Pace(timeout)
@@ -169,11 +179,10 @@ class Handle(Generic[R]):
     async def _cancel(self, ledger: Ledger) -> bool:
         wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))
         self._outcome = await ledger.commit(wanted)
-        if self._outcome.state is State.CANCELLED and self._receipt and self._queue:
-            try:
-                await (await ledger.queue(self._queue)).delete(self._receipt)
-            except LeaseLost:  # a worker has it, or had: it will find the outcome, or its own will not count
-                self._receipt = None
+        if self._outcome.state is State.CANCELLED and self._message is not None:
+            # If a worker has the message, or had, it will find the outcome, or its own will not count.
+            with suppress(LeaseLost):
+                await (await ledger.queue(self._message.queue)).delete(self._message.receipt)
         return self._outcome.state is State.CANCELLED
 
     async def _forget(self, ledger: Ledger) -> None:
@@ -183,8 +192,8 @@ class Handle(Generic[R]):
         self._outcome = None
 
 
-def _unpickled(client: Client, call: str, run: int) -> Handle[Any]:
-    return Handle(client, call, run=run)
+def _unpickled(client: Client, call: str, run: int, codec: str | None) -> Handle[Any]:
+    return Handle(client, call, run=run, codec=codec)
 
 
 def _status(outcome: Outcome | None) -> State | Literal["pending"]:

@@ -63,8 +63,10 @@ class Backoff:
 
     def delay_seconds(self, failures_before: int, jitter: float) -> float:
         """The wait after a failure that `failures_before` others preceded; `jitter` is random in [0, 1)."""
-        # 2.0 ** 1100 overflows; long before, the exponent no longer matters.
-        grown = self.first * self.factor ** min(failures_before, 64)
+        try:
+            grown = self.first * self.factor**failures_before
+        except OverflowError:
+            grown = self.longest
         return min(self.longest, grown) * (1 - jitter / 2)
 
 

@@ -6,21 +6,21 @@ Next: `task.py`, which carries both.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from . import layout
 from .codec import Codec, codec_named
 from .errors import DeclarationError
 from .message import Pool
-from .retry import RetryPolicy, retry_policy, whole_number
+from .retry import LONGEST_SECONDS, RetryPolicy, retry_policy, whole_number
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.<>@-]{0,199}")
 MAX_KEY_LENGTH = 1024
+EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9998, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,11 @@ def _refuse_unknown(what: str, given: Mapping[str, Any], known: tuple[str, ...])
 def seconds(name: str, value: object, *, least: float) -> float:
     """A duration as seconds, from a number or a timedelta; raises DeclarationError."""
     number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < least:
-        raise DeclarationError(f"{name} must be seconds (a number of at least {least:g}) or a timedelta; got {value!r}.")
+    # Written so that NaN fails as well.
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= LONGEST_SECONDS:
+        raise DeclarationError(
+            f"{name} must be seconds, from {least:g} to {LONGEST_SECONDS:,} (ten years), or a timedelta; got {value!r}."
+        )
     return float(number)
 
 
@@ -143,6 +146,8 @@ def _moment(name: str, value: object) -> float:
         raise DeclarationError(f"{name} must be a datetime with a time zone; got {value!r}. For seconds from now, use countdown.")
     if value.tzinfo is None:
         raise DeclarationError(f"{name} must have a time zone, as in datetime.now(timezone.utc); {value!r} has none.")
+    if not EARLIEST <= value <= LATEST:
+        raise DeclarationError(f"{name} must lie between the years 1970 and 9998; got {value!r}.")
     return value.timestamp()
 
 

@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from .errors import DeclarationError
 from .message import Backoff
 
+MOST_ATTEMPTS = 1_000_000
+"""More than anybody waits for; a bound keeps "for ever" from being a number that no record can hold."""
+
+LONGEST_SECONDS = 10 * 365 * 24 * 3600
+"""Ten years: what is longer is a mistake in the unit."""
+
+LARGEST_FACTOR = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -41,9 +49,9 @@ def retry_policy(*, retries: object, retry_on: object, backoff: object, max_deat
 
 
 def whole_number(name: str, value: object, *, least: int) -> int:
-    """`value` if it is an int of at least `least`; else DeclarationError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DeclarationError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    """`value` if it is an int from `least` to MOST_ATTEMPTS; else DeclarationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_ATTEMPTS:
+        raise DeclarationError(f"{name} must be a whole number from {least} to {MOST_ATTEMPTS:,}; got {value!r}.")
     return value
 
 
@@ -60,6 +68,8 @@ def _backoff(value: object) -> Backoff:
     if not isinstance(value, Backoff):
         raise DeclarationError(f"backoff must be seconds or a Backoff(first, factor, longest); got {value!r}.")
     # Written so that NaN fails as well.
-    if not (0 <= value.first <= value.longest < float("inf") and 1 <= value.factor < float("inf")):
-        raise DeclarationError(f"backoff needs 0 <= first <= longest and factor >= 1; got {value!r}.")
+    if not (0 <= value.first <= value.longest <= LONGEST_SECONDS and 1 <= value.factor <= LARGEST_FACTOR):
+        raise DeclarationError(
+            f"backoff needs 0 <= first <= longest <= {LONGEST_SECONDS:,} s and factor from 1 to {LARGEST_FACTOR}; got {value!r}."
+        )
     return value

@@ -55,6 +55,8 @@ async def _blocks(store: Store, name: str, spill: Spill) -> AsyncIterator[bytes]
     async for block in _ahead(store, name, spill.size):
         await asyncio.to_thread(sha256.update, block)
         size += len(block)
+        if len(block) < BLOCK_BYTES and size < spill.size:
+            break  # a size that lies must not cost a request for each block that is not there
         if pending:
             yield pending
         pending = block

@@ -17,7 +17,7 @@ from . import layout
 from .client import Client
 from .codec import Encoded
 from .errors import HandleAsArgument, KeyConflict
-from .handle import Handle
+from .handle import Handle, Sent
 from .ledger import Ledger
 from .message import Call
 from .options import CallOptions, TaskOptions
@@ -108,7 +108,7 @@ async def submit(client: Client, order: Order, ledger: Ledger, send: Send = Ledg
     if order.options.key is not None:
         return await _submit_keyed(client, ledger, call, partial(send, ledger, delay_seconds=delay_seconds))
     receipt = await send(ledger, call, delay_seconds=delay_seconds)
-    return Handle(client, call.id, receipt=receipt, queue=call.queue)
+    return _handle(client, call, receipt)
 
 
 def _timed(order: Order, now: float) -> tuple[Call, float]:
@@ -133,10 +133,13 @@ async def _submit_keyed(
             f"This key of task {call.task} was used before with other arguments (call {call.id}). "
             "Use another key, or app.handle(id)."
         )
-    handle: Handle[Any] = Handle(client, call.id, queue=call.queue)
     if record.sent:
-        return handle
+        return _handle(client, call, None)
     # Marked, because an earlier claimant may have sent it and died before it could say so.
     receipt = await send(replace(call, resent=True))
     await ledger.mark_key_sent(call.id, digest)
-    return handle.holding(receipt) if receipt else handle
+    return _handle(client, call, receipt)
+
+
+def _handle(client: Client, call: Call, receipt: Receipt | None) -> Handle[Any]:
+    return Handle(client, call.id, codec=call.codec, message=Sent(call.queue, receipt) if receipt else None)

@@ -143,7 +143,13 @@ class Task(Generic[P, D, R]):
         try:
             signature.bind(*args, **kwargs)
         except TypeError as exc:
-            raise TypeError(f"{self.name}{signature}: {exc}") from None
+            raise TypeError(f"{self.name}{_plain(signature)}: {exc}") from None
+
+
+def _plain(signature: inspect.Signature) -> inspect.Signature:
+    """The signature without annotations, which may be long, or texts in quotes."""
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
 
 
 def default_name(function: Callable[..., Any]) -> str:
@@ -154,6 +160,8 @@ def default_name(function: Callable[..., Any]) -> str:
 
 def check_function(function: object) -> Callable[..., Any]:
     """`function` if it can be a task; raises DeclarationError."""
+    if isinstance(function, Task):
+        raise DeclarationError(f"{function!r} is a task already. For other options on a call write task.options(...).")
     if not callable(function):
         raise DeclarationError(f"A task is a function; got {function!r}. For options write @app.task(retries=3).")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):

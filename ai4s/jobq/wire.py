@@ -23,7 +23,7 @@ import msgpack
 from . import layout
 from .errors import Malformed, SignatureInvalid, Unfit
 from .fields import from_map, to_map
-from .message import Call, DeadLetter, KeyRecord, Outcome
+from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import MAC_BYTES, Keyring
 
 MAGIC = b"JQ"
@@ -43,6 +43,8 @@ MAX_INLINE_VALUE = 64 * 1024
 MAX_UNPACKED_BYTES = 4 * 1024 * 1024
 """What a frame may grow to when decompressed: far above every honest record, harmless if it is a bomb."""
 
+MAX_CONTAINERS = 1024
+
 WORTH_COMPRESSING_BYTES = 512
 
 Record = TypeVar("Record", Call, Outcome, DeadLetter, KeyRecord)
@@ -58,7 +60,9 @@ class Wire:
 
     def seal_call(self, call: Call) -> str | None:
         """The text of a call's message, or None if it is too large: then its arguments must be spilled."""
-        frame = self._seal("call", call.queue, to_map(call))
+        fields = to_map(call)
+        _check_names(from_map(Call, dict(fields)))  # what no worker would take must not be sent
+        frame = self._seal("call", call.queue, fields)
         return None if len(frame) > MAX_MESSAGE_BYTES else base64.b64encode(frame).decode("ascii")
 
     def unseal_call(self, text: str, queue: str) -> Call:
@@ -105,7 +109,7 @@ class Wire:
             raise Malformed(f"This is not the record of a {kind}.")
         made = from_map(record, fields)
         if isinstance(made, Call):
-            layout.check_call_id(made.id)
+            _check_names(made)
         return made
 
     def _verified(self, context: str, flags: int, frame: bytes) -> bytes:
@@ -120,6 +124,15 @@ class Wire:
         if not self.keyring.verifies(context, header + body, mac):
             raise SignatureInvalid("Its signature is not by a key of this app, or not for this place.")
         return body
+
+
+def _check_names(call: Call) -> None:
+    """Raise Malformed unless everything that becomes part of a name has the form of one."""
+    layout.check_call_id(call.id)
+    spilled = (call.arguments.sha256,) if isinstance(call.arguments, Spill) else ()
+    functions = () if call.function is None else (call.function,)
+    for sha256 in (*functions, *call.ship, *spilled):
+        layout.payload(sha256)
 
 
 def _run(call: str, run: int) -> str:
@@ -158,8 +171,9 @@ def _decompress(body: bytes) -> bytes:
 
 
 def _unpack(data: bytes) -> dict[str, object]:
+    limits = _Limits()
     try:
-        fields = msgpack.unpackb(data, object_pairs_hook=_without_duplicates)
+        fields = msgpack.unpackb(data, object_pairs_hook=limits.map, list_hook=limits.list)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise Malformed(f"The record is not sound msgpack ({type(exc).__name__}).") from exc
     if not isinstance(fields, dict):
@@ -167,8 +181,21 @@ def _unpack(data: bytes) -> dict[str, object]:
     return fields
 
 
-def _without_duplicates(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a name stands twice")
-    return fields
+class _Limits:
+    """Counts the containers of a record while it is unpacked: empty ones cost a byte there and a hundred here."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def list(self, items: list[object]) -> list[object]:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("more lists and maps than any record has")
+        return items
+
+    def map(self, pairs: list[tuple[object, object]]) -> dict[object, object]:
+        self.list([])
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            raise ValueError("a name stands twice")
+        return fields

@@ -24,7 +24,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ai4s.jobq import App
-from ai4s.jobq.layout import queue_name
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Call, DeadLetter
 from ai4s.jobq.transports.base import Delivery
@@ -295,8 +294,3 @@ def new_project(folder: Path, url: str, source: str, options: str = "") -> Itera
         yield project
     finally:
         project.close()
-
-
-def storage_queue(project: Project, queue: str = "default") -> str:
-    """The storage queue's own name."""
-    return queue_name(project.app_name, queue)

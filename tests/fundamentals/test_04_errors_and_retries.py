@@ -124,7 +124,7 @@ def test_a_task_can_ask_for_another_attempt() -> None:
 
 def test_an_attempt_that_takes_too_long_is_stopped() -> None:
     """`timeout` is for one attempt; its process is killed, whatever it does. It counts as an error, so it can be retried."""
-    with pytest.raises(CallTimedOut, match="longer than its timeout of 0.2 s") as caught:
+    with pytest.raises(CallTimedOut, match=r"longer than its timeout of 0\.2 s") as caught:
         never_end.delay().result(timeout=60)
     assert caught.value.attempts == 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ def test_countdown_puts_a_call_off() -> None:
 
 def test_eta_is_a_moment() -> None:
     """A datetime with a time zone: clocks of two machines don't agree on what 9 o'clock is."""
-    just_past = datetime.now(timezone.utc) - timedelta(seconds=1)
+    just_past = datetime.now(UTC) - timedelta(seconds=1)
     assert square.options(eta=just_past).delay(3).result(timeout=60) == 9
 
     with pytest.raises(DeclarationError, match="eta must have a time zone"):
@@ -125,5 +125,5 @@ def test_options_can_be_changed_step_by_step(gate: Gate) -> None:
 
 def test_a_misspelt_option_is_found_out() -> None:
     """With a guess at what was meant."""
-    with pytest.raises(DeclarationError, match="'retires' is not an option of a call. Did you mean 'retries'?"):
+    with pytest.raises(DeclarationError, match=r"'retires' is not an option of a call\. Did you mean 'retries'\?"):
         square.options(retires=3)

@@ -111,9 +111,19 @@ def test_a_program_of_one_file_needs_no_module(tmp_path: Path) -> None:
     assert answer.stdout == "10\n", answer.stderr
 
 
+MODULE = """
+class Atom:
+    def __init__(self, z):
+        self.z = z
+
+def heavier(atom):
+    return Atom(atom.z + 1)
+"""
+
+
 def test_ship_sends_a_module_of_yours_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For workers that run elsewhere, and have not installed it. The module arrives as it is, classes and all."""
-    (tmp_path / "chemistry.py").write_text("class Atom:\n    def __init__(self, z): self.z = z\n\ndef heavier(atom): return Atom(atom.z + 1)\n")
+    (tmp_path / "chemistry.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     chemistry = importlib.import_module("chemistry")
     sending = App(app.name, app.client.url, ship=[chemistry])

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.usefixtures("worker")
 def who_am_i() -> dict[str, object]:
     call = current()
     left = (call.deadline or 0) - time.time()
-    return {"id": call.id, "run": call.run, "attempt": call.attempt, "queue": call.queue, "task": call.task, "in time": 0 < left <= 30}
+    return {
+        "id": call.id,
+        "run": call.run,
+        "attempt": call.attempt,
+        "queue": call.queue,
+        "task": call.task,
+        "in time": 0 < left <= 30,
+    }
 
 
 @app.task
@@ -32,7 +39,7 @@ async def who_am_i_async() -> str:
 def log_something() -> str:
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[assignment,method-assign]
     logger = current().logger
     logger.logger.addHandler(handler)
     logger.warning("step %d", 3)
@@ -129,5 +136,5 @@ def test_a_handle_is_not_an_argument() -> None:
     """Pass the value. This is found out before anything is sent."""
     handle = square.delay(3)
 
-    with pytest.raises(HandleAsArgument, match="is not an argument: pass handle.result"):
+    with pytest.raises(HandleAsArgument, match=r"is not an argument: pass handle\.result"):
         square.delay(handle)  # type: ignore[arg-type]

@@ -61,9 +61,7 @@ def test_inline_mode_retries_without_waiting(jobq_inline: Callable[[App], App]) 
     assert fetch_flaky.delay().result() == 3
 
 
-def test_a_real_worker_for_the_length_of_a_test(
-    jobq_place: Callable[[App], App], jobq_worker: Callable[..., object]
-) -> None:
+def test_a_real_worker_for_the_length_of_a_test(jobq_place: Callable[[App], App], jobq_worker: Callable[..., object]) -> None:
     """`jobq_place` moves your app to an empty store of its own, `jobq_worker` starts a worker for it."""
     jobq_worker(jobq_place(app))
 

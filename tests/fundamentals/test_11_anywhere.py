@@ -21,12 +21,12 @@ app = App(os.environ.setdefault("JOBQ_TUTORIAL_APP", f"tutorial-{uuid.uuid4().he
 @pytest.fixture(scope="module", params=["local", "azurite"], autouse=True)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The app at one place and then at the other, each with a worker."""
-    if request.param == "local":
-        url = f"local://{tmp_path_factory.mktemp('place')}"
-    else:
-        url = request.getfixturevalue("azurite_url")
-    with app.client.elsewhere(url), app.worker(concurrency=2):
+    folder = tmp_path_factory.mktemp("place")
+    url = f"local://{folder}" if request.param == "local" else request.getfixturevalue("azurite_url")
+    before = app.client.move(url, None, create=True)
+    with app.worker(concurrency=2):
         yield
+    app.client.move(*before)
 
 
 @app.task

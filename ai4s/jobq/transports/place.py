@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import ConfigurationError
 
@@ -67,19 +67,19 @@ def parse_place(url: str) -> Place:
         return _connection_string(text)
     if text.startswith("sb://"):
         raise ConfigurationError(f"Service Bus (sb://) is not supported. {HELP}")
-    raise ConfigurationError(f"This is no place that I know (it begins with {text[:8]!r}). {HELP}")
+    raise ConfigurationError(f"This is no place that I know. {HELP}")
 
 
 def _local(path: str) -> LocalPlace:
     if not path.startswith("/"):
-        raise ConfigurationError(f"local:// wants an absolute folder, as in local:///tmp/jobs; got {path!r}.")
+        raise ConfigurationError("local:// wants an absolute folder, as in local:///tmp/jobs.")
     return LocalPlace(Path(path))
 
 
 def _azurite(rest: str) -> AzurePlace:
     host, _, port_text = rest.strip("/").partition(":")
-    if port_text and not port_text.isdigit():
-        raise ConfigurationError(f"azurite:// wants HOST:BLOB_PORT, as in azurite://127.0.0.1:10000; got {rest!r}.")
+    if not re.fullmatch(r"[\w.-]*", host) or (port_text and not re.fullmatch(r"[0-9]{1,5}", port_text)):
+        raise ConfigurationError("azurite:// wants HOST:BLOB_PORT, as in azurite://127.0.0.1:10000.")
     host, port = host or "127.0.0.1", int(port_text or AZURITE_BLOB_PORT)
     # Azurite's own defaults put the queue one port above the blobs; so do we.
     return AzurePlace(
@@ -129,7 +129,7 @@ def _connection_string(text: str) -> AzurePlace:
     account = fields.get("accountname", "")
     if "blobendpoint" not in fields or "queueendpoint" not in fields:
         return _account(account, suffix=fields.get("endpointsuffix", "core.windows.net"), key=key, sas=sas)
-    blob_url, queue_url = fields["blobendpoint"].rstrip("/"), fields["queueendpoint"].rstrip("/")
+    blob_url, queue_url = _bare(fields["blobendpoint"]), _bare(fields["queueendpoint"])
     return AzurePlace(
         label=_endpoint_label(blob_url),
         blob_url=blob_url,
@@ -138,6 +138,12 @@ def _connection_string(text: str) -> AzurePlace:
         key=key,
         sas=sas,
     )
+
+
+def _bare(endpoint: str) -> str:
+    """An endpoint without a query, which could be a SAS and would show."""
+    parts = urlsplit(endpoint)
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def _account_of(blob_url: str) -> str:

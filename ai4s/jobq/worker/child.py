@@ -28,6 +28,8 @@ from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_bod
 from .registry import load, ready
 
 PR_SET_PDEATHSIG = 1
+REPORT_LOST = 70
+"""Exit code of a child that could not say what came of a job."""
 
 
 class Channel:
@@ -143,6 +145,9 @@ class _LoopServer:
             else:
                 report = await self._execution.arun(job)
             self._channel.send(report)
+        except BaseException:  # noqa: BLE001  # a job without a report would be waited for, for ever
+            traceback.print_exc()
+            os._exit(REPORT_LOST)
         finally:
             del self.running[job.number]
 

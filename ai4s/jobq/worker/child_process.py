@@ -8,6 +8,7 @@ Next: `executors.py`, which keeps children for each kind of task.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from asyncio.subprocess import Process
 from contextlib import suppress
 
 from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
+
+log = logging.getLogger("ai4s.jobq.worker")
 
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL for a process group that has to go."""
@@ -126,10 +129,13 @@ class Child:
                 if future is not None and not future.done():
                     future.set_result(message)
         except (asyncio.IncompleteReadError, ConnectionError):
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
-            except TimeoutError:  # it lives, but closed its end: nothing more can come of it
-                self._signal(signal.SIGKILL)
+        except Exception:  # whatever it said, it cannot be trusted to say more
+            log.exception("A child process said something that makes no sense; it is ended.")
+        finally:
+            # It may live on with its end closed, and nothing more can come of it.
+            self._signal(signal.SIGKILL)
             cause = await self._cause()
             for future in self._jobs.values():
                 if not future.done():

@@ -28,7 +28,7 @@ class Duties:
         """Why this worker cannot run the call, as far as can be told without user code; None if it can."""
         if call.function is None and not call.ship and call.task not in self.tasks:
             return f"this worker knows no task {call.task!r}; it knows {', '.join(sorted(self.tasks)[:10]) or 'none by name'}."
-        if call.function is not None and not self.runs_by_value:
+        if (call.function is not None or call.ship) and not self.runs_by_value:
             return "it brings its code along, and this worker was started with --no-by-value."
         try:
             codec_of(call.codec)

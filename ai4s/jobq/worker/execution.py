@@ -31,6 +31,7 @@ class Found:
 
     function: Callable[..., Any]
     policy: RetryPolicy
+    codec: Codec
 
 
 class Functions:
@@ -47,16 +48,20 @@ class Functions:
         """
         call = job.call
         if call.function is None:
-            return self._registered(call.task)
+            return self._registered(call)
         if call.function not in self._by_value:
             self._by_value[call.function] = _unpickled(job)
         return self._by_value[call.function]
 
-    def _registered(self, name: str) -> Found:
-        task = self._tasks.get(name)
+    def _registered(self, call: Call) -> Found:
+        task = self._tasks.get(call.task)
         if task is None:
-            raise Unfit(f"This worker knows no task {name!r}.")
-        return Found(task.function, task.declared.policy)
+            raise Unfit(f"This worker knows no task {call.task!r}.")
+        codec = task.declared.codec
+        if call.codec != codec.name:
+            # Else whoever can write a message could have a pickle decoded for a task that was declared safe.
+            raise Unfit(f"It is encoded with {call.codec!r}, and the task is declared with codec={codec.name!r} here.")
+        return Found(task.function, task.declared.policy, codec)
 
 
 def _unpickled(job: Job) -> Found:
@@ -67,7 +72,7 @@ def _unpickled(job: Job) -> Found:
         raise NotSerializable(f"The function of {job.call.task} cannot be rebuilt here: {type(exc).__name__}: {exc}") from exc
     if not isinstance(made, ByValue):
         raise NotSerializable(f"The function of {job.call.task} is not what its call says.")
-    return Found(made.function, made.policy)
+    return Found(made.function, made.policy, codec_of(job.call.codec))
 
 
 class Execution:
@@ -78,9 +83,8 @@ class Execution:
 
     def run(self, job: Job) -> Report:
         """Run a job whose function is a plain one."""
-        codec = codec_of(job.call.codec)
         try:
-            found, args, kwargs = self._prepared(job, codec)
+            found, args, kwargs = self._prepared(job)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
         began = time.monotonic()
@@ -88,14 +92,13 @@ class Execution:
             with running(self._current(job.call)):
                 value = found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
-            return replace(_raised(job, codec, found, exc), seconds=time.monotonic() - began)
-        return replace(_returned(job, codec, value), seconds=time.monotonic() - began)
+            return replace(_raised(job, found, exc), seconds=time.monotonic() - began)
+        return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
     async def arun(self, job: Job) -> Report:
         """Run a job whose function is a coroutine function; cancelling this cancels it."""
-        codec = codec_of(job.call.codec)
         try:
-            found, args, kwargs = self._prepared(job, codec)
+            found, args, kwargs = self._prepared(job)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
         began = time.monotonic()
@@ -103,12 +106,12 @@ class Execution:
             with running(self._current(job.call)):
                 value = await found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
-            return replace(_raised(job, codec, found, exc), seconds=time.monotonic() - began)
-        return replace(_returned(job, codec, value), seconds=time.monotonic() - began)
+            return replace(_raised(job, found, exc), seconds=time.monotonic() - began)
+        return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
-    def _prepared(self, job: Job, codec: Codec) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
+    def _prepared(self, job: Job) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
         found = self._functions.find(job)
-        args, kwargs = _arguments(codec.loads(_argument_bytes(job)))
+        args, kwargs = _arguments(found.codec.loads(_argument_bytes(job)))
         return found, args, kwargs
 
     def _current(self, call: Call) -> RunningCall:
@@ -145,12 +148,14 @@ def _not_run(job: Job, exc: NotSerializable | Unfit) -> Report:
     return Report(job.number, Kind.RAISED, failure=failure)
 
 
-def _raised(job: Job, codec: Codec, found: Found, exc: BaseException) -> Report:
+def _raised(job: Job, found: Found, exc: BaseException) -> Report:
     if isinstance(exc, Retry):
         # What made the task ask says more than that it asked, should no attempt be left.
         why = exc.__cause__ or exc.__context__ or exc
-        return Report(job.number, Kind.RAISED, failure=failure_of(why, codec), retryable=True, delay_seconds=exc.delay_seconds)
-    return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec), retryable=found.policy.covers(exc))
+        return Report(
+            job.number, Kind.RAISED, failure=failure_of(why, found.codec), retryable=True, delay_seconds=exc.delay_seconds
+        )
+    return Report(job.number, Kind.RAISED, failure=failure_of(exc, found.codec), retryable=found.policy.covers(exc))
 
 
 def _returned(job: Job, codec: Codec, value: object) -> Report:

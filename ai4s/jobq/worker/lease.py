@@ -76,8 +76,8 @@ class Lease:
     async def delete(self) -> None:
         """Remove the message, by whatever receipt there is: what must come before is durable, so a late delete harms nobody."""
         async with self._busy:
-            self._lost = True
             await self._queue.delete(self._receipt)
+            self._lost = True
 
     def _check(self) -> None:
         if not self.held:

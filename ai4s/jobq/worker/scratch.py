@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .. import layout
 from ..ledger import Ledger
 from ..message import Call, Spill
 from .jobs import Job
@@ -49,6 +50,7 @@ class Scratch:
 
     async def payload(self, sha256: str) -> Path:
         """The file of a payload, fetched if this worker has not got it yet."""
+        layout.payload(sha256)  # raises Malformed for anything that could lead out of the folder
         path = self._folder / sha256
         async with self._fetching[sha256]:
             if not path.exists():

@@ -27,14 +27,19 @@ class Shutdown:
         self._timer: asyncio.TimerHandle | None = None
 
     def drain(self, reason: str, *, grace_seconds: float | None = None) -> None:
-        """Take nothing new from now on, and leave when the grace period is over; again: leave now."""
+        """Take nothing new from now on, and leave when the grace period is over."""
         if self.draining.is_set():
-            self._leave()
             return
         grace = self._grace_seconds if grace_seconds is None else grace_seconds
         log.info("%s: no new work; what runs has %g s to finish.", reason, grace)
         self.draining.set()
         self._timer = asyncio.get_running_loop().call_later(grace, self._leave)
+
+    def signalled(self, name: str) -> None:
+        """Drain; for a signal that comes while draining, leave."""
+        if self.draining.is_set():
+            self._leave()
+        self.drain(f"{name} received")
 
     def _leave(self) -> None:
         if not self.leaving.is_set():
@@ -46,7 +51,7 @@ class Shutdown:
         """Drain on SIGTERM and SIGINT for the length of the block."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self.drain, f"{number.name} received")
+            loop.add_signal_handler(number, self.signalled, number.name)
         try:
             yield
         finally:
