@@ -26,12 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import bare_loops
+
 from ai4s.jobq import App, gather
 from ai4s.jobq.version import __version__
 
 # The emulator is installed and started by what the tests use; a second way to do so would be one too many.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from azurite import running_azurite  # noqa: E402
+from azurite import running_azurite
 
 WORKER_SLOTS = 2
 

@@ -59,8 +59,7 @@ class BackgroundWorker:
     def __enter__(self) -> BackgroundWorker:
         command = [sys.executable, "-m", "ai4s.jobq.worker"]
         # A session of its own: Ctrl-C is for this program, which ends the worker when it leaves the block.
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(self._assignment().to_line())
         self._process.stdin.flush()

@@ -117,30 +117,28 @@ _INTEGERS = range(-(2**63), 2**64)
 def _check_plain(value: Any, guard: Guard | None) -> None:
     """Refuse here what msgpack would change, or could not read back."""
     kind = type(value)
-    if kind in _PLAIN:
-        return
-    if kind is int:
-        if value not in _INTEGERS:
-            raise NotSerializable(f"The msgpack codec takes ints of 64 bits; got one of {value.bit_length()} bits.")
-    elif kind in (list, tuple):
+    if kind in (list, tuple):
         for item in value:
             _check_plain(item, guard)
     elif kind is dict:
         for key, item in value.items():
-            _check_key(key)
+            _check_scalar(key, None)
             _check_plain(item, guard)
     else:
-        if guard is not None:
-            guard(value)
-        raise NotSerializable(
-            f"The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict; got {_kind(value)}. "
-            "Convert it, or declare the task with codec='cloudpickle'."
-        )
+        _check_scalar(value, guard)
 
 
-def _check_key(key: object) -> None:
-    if type(key) not in _PLAIN and type(key) is not int:
-        raise NotSerializable(f"The msgpack codec takes plain keys in a dict; got {_kind(key)}.")
+def _check_scalar(value: Any, guard: Guard | None) -> None:
+    if type(value) in _PLAIN or (type(value) is int and value in _INTEGERS):
+        return
+    if type(value) is int:
+        raise NotSerializable(f"The msgpack codec takes ints of 64 bits; got one of {value.bit_length()} bits.")
+    if guard is not None:
+        guard(value)
+    raise NotSerializable(
+        "The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict, and as a dict's keys the plain ones; "
+        f"got {_kind(value)}. Convert it, or declare the task with codec='cloudpickle'."
+    )
 
 
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (CloudpickleCodec(), MsgpackCodec())}

@@ -173,7 +173,7 @@ def _decompress(body: bytes) -> bytes:
 def _unpack(data: bytes) -> dict[str, object]:
     limits = _Limits()
     try:
-        fields = msgpack.unpackb(data, object_pairs_hook=limits.map, list_hook=limits.list)
+        fields = msgpack.unpackb(data, object_pairs_hook=limits.pairs, list_hook=limits.items)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise Malformed(f"The record is not sound msgpack ({type(exc).__name__}).") from exc
     if not isinstance(fields, dict):
@@ -187,14 +187,14 @@ class _Limits:
     def __init__(self) -> None:
         self._left = MAX_CONTAINERS
 
-    def list(self, items: list[object]) -> list[object]:
+    def items(self, items: list[object]) -> list[object]:
         self._left -= 1
         if self._left < 0:
             raise ValueError("more lists and maps than any record has")
         return items
 
-    def map(self, pairs: list[tuple[object, object]]) -> dict[object, object]:
-        self.list([])
+    def pairs(self, pairs: list[tuple[object, object]]) -> dict[object, object]:
+        self.items([])
         fields = dict(pairs)
         if len(fields) != len(pairs):
             raise ValueError("a name stands twice")
