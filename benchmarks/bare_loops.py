@@ -78,6 +78,7 @@ async def produce(url: str, queue: str, calls: int) -> float:
         began = time.perf_counter()
         for x in range(calls):
             await sender.send_message(_text(f"{run}/{x:06d}", x), time_to_live=-1)
+        # There is nothing to be told by: whoever waits on this storage has to look.
         while len([name async for name in container.list_blob_names(name_starts_with=f"{run}/")]) < calls:
             await asyncio.sleep(POLL_SECONDS)
         room = asyncio.Semaphore(READS_IN_FLIGHT)

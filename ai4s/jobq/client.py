@@ -168,8 +168,8 @@ class Client:
             return
         self._silence_noted = True
         store, now = await ledger.store(), await ledger.transport.server_time()
-        seen = [info.modified async for info in store.list(layout.WORKERS, with_metadata=True)]
-        if not any(now - modified < WORKER_SEEN_SECONDS for modified in seen):
+        workers = [info async for info in store.list(layout.WORKERS, with_metadata=True)]
+        if not any(info.metadata.get("state") != "stopped" and now - info.modified < WORKER_SEEN_SECONDS for info in workers):
             log.warning(
                 "Still waiting: no worker has been seen for app %r at %s. Start one with: jobq-worker %s",
                 self.name, self.place.label, self._target(),

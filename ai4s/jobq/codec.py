@@ -19,6 +19,7 @@ import cloudpickle
 import msgpack
 
 from .errors import DeclarationError, JobQError, NotSerializable, Unfit
+from .printable import MAX_CHARS, describe, kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,14 @@ class CloudpickleCodec:
             pickler.dump(value)
         except JobQError:
             raise
-        except Exception as exc:  # pickling runs the user's code, which may raise anything
-            raise NotSerializable(f"cloudpickle cannot encode {_kind(value)}: {_reason(exc)}") from exc
+        except (Exception, SystemExit, GeneratorExit) as exc:  # pickling runs the user's code, which may raise anything
+            raise NotSerializable(f"cloudpickle cannot encode {kind(value)}: {_reason(exc)}") from exc
         return Encoded(file.getvalue(), pickler.has_code)
 
     def loads(self, data: bytes) -> Any:
         try:
             return pickle.loads(data)  # verified by wire.py where a key is configured; see DESIGN "Trust"
-        except Exception as exc:  # unpickling runs the user's code, which may raise anything
+        except (Exception, SystemExit, GeneratorExit) as exc:  # unpickling runs the user's code, which may raise anything
             raise NotSerializable(f"cloudpickle cannot decode this value here: {_reason(exc)}") from exc
 
 
@@ -101,7 +102,7 @@ class MsgpackCodec:
             _check_plain(value, guard)
             return Encoded(msgpack.packb(value))
         except (ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
-            raise NotSerializable(f"The msgpack codec cannot encode {_kind(value)}: {_reason(exc)}") from exc
+            raise NotSerializable(f"The msgpack codec cannot encode {kind(value)}: {_reason(exc)}") from exc
 
     def loads(self, data: bytes) -> Any:
         try:
@@ -116,11 +117,11 @@ _INTEGERS = range(-(2**63), 2**64)
 
 def _check_plain(value: Any, guard: Guard | None) -> None:
     """Refuse here what msgpack would change, or could not read back."""
-    kind = type(value)
-    if kind in (list, tuple):
+    of = type(value)
+    if of in (list, tuple):
         for item in value:
             _check_plain(item, guard)
-    elif kind is dict:
+    elif of is dict:
         for key, item in value.items():
             _check_scalar(key, None)
             _check_plain(item, guard)
@@ -137,7 +138,7 @@ def _check_scalar(value: Any, guard: Guard | None) -> None:
         guard(value)
     raise NotSerializable(
         "The msgpack codec takes None, bool, int, float, str, bytes, list, tuple and dict, and as a dict's keys the plain ones; "
-        f"got {_kind(value)}. Convert it, or declare the task with codec='cloudpickle'."
+        f"got {kind(value)}. Convert it, or declare the task with codec='cloudpickle'."
     )
 
 
@@ -158,17 +159,5 @@ def codec_of(record: str) -> Codec:
     return _CODECS[record]
 
 
-def _kind(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-
-
 def _reason(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {describe(exc)}"
-
-
-def describe(value: object) -> str:
-    """`str(value)`, or a note in its place if even that raises; at most 2,000 characters."""
-    try:
-        return str(value)[:2000]
-    except BaseException as exc:  # noqa: BLE001  # __str__ is user code
-        return f"<{_kind(value)} whose str() raises {type(exc).__name__}>"
+    return f"{kind(exc)}: {describe(exc)[:MAX_CHARS]}"

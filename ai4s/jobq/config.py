@@ -47,6 +47,8 @@ def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     """`keys` if each is long enough; raises ConfigurationError that does not repeat them."""
     if any(len(key) < MIN_KEY_LENGTH for key in keys):
         raise ConfigurationError(f"A signing key needs at least {MIN_KEY_LENGTH} characters; `openssl rand -hex 32` makes one.")
+    if any(not key.isascii() for key in keys):
+        raise ConfigurationError("A signing key is made of ASCII characters; `openssl rand -hex 32` makes one.")
     return keys
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from types import TracebackType
 
-from .codec import Codec, codec_of, describe
+from .codec import Codec, codec_of
 from .errors import (
     CallCancelled,
     CallError,
@@ -23,6 +23,7 @@ from .errors import (
     WorkerDied,
 )
 from .message import Cause, Failure, Outcome, State
+from .printable import describe, kind, storable
 
 MAX_MESSAGE_CHARS = 4_000
 MAX_TRACEBACK_CHARS = 32_000
@@ -52,16 +53,11 @@ def failure_of(exc: BaseException, codec: Codec) -> Failure:
     """What to keep of an exception that a task raised."""
     return Failure(
         cause=Cause.RAISED,
-        type=clean(f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")),
-        message=clean(describe(exc)[:MAX_MESSAGE_CHARS]),
+        type=kind(exc),
+        message=describe(exc)[:MAX_MESSAGE_CHARS],
         traceback=_traceback(exc),
         exception=_pickled(exc, codec) if codec.allows_pickle else None,
     )
-
-
-def clean(text: str) -> str:
-    """`text` with what UTF-8 cannot hold replaced: file names may bring lone surrogates."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _traceback(exc: BaseException) -> str:
@@ -69,7 +65,7 @@ def _traceback(exc: BaseException) -> str:
         lines = traceback.format_exception(type(exc), exc, _without_our_frames(exc))
     except Exception as oops:  # noqa: BLE001  # a note or a cause may be any object of the user's
         lines = [f"(its traceback cannot be shown: {type(oops).__name__})\n", *traceback.format_tb(exc.__traceback__)]
-    text = clean("".join(lines))
+    text = storable("".join(lines))
     half = MAX_TRACEBACK_CHARS // 2
     return text if len(text) <= MAX_TRACEBACK_CHARS else f"{text[:half]}\n… cut …\n{text[-half:]}"
 
@@ -115,11 +111,12 @@ def _rebuilt(failure: Failure, codec_name: str) -> BaseException | None:
         exc = codec.loads(failure.exception)
     except NotSerializable:
         return None
-    return exc if isinstance(exc, BaseException) else None
+    # What is no Exception (SystemExit, KeyboardInterrupt, CancelledError) would end the caller rather than inform it.
+    return exc if isinstance(exc, Exception) else None
 
 
-def _call_error(kind: type[CallError], outcome: Outcome, message: str) -> CallError:
-    return kind(message, call_id=outcome.call, attempts=outcome.attempts, worker=outcome.worker)
+def _call_error(error: type[CallError], outcome: Outcome, message: str) -> CallError:
+    return error(message, call_id=outcome.call, attempts=outcome.attempts, worker=outcome.worker)
 
 
 def _sentence(outcome: Outcome, failure: Failure) -> str:

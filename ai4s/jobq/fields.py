@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import Malformed, Unfit
+from .printable import printable
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ def _default(field: Field[Any]) -> object:
 def from_map(record: type[T], values: dict[str, object]) -> T:
     """A record from its map; raises Malformed for a missing or wrong field, Unfit for an unknown one."""
     hints = _hints(record)  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
-    if unknown := sorted(str(name)[:40] for name in values if name not in hints):
+    if unknown := sorted(printable(str(name)[:40]) for name in values if name not in hints):
         raise Unfit(f"It has fields that this version does not know ({', '.join(unknown[:5])}): update ai4s-jobq.")
     for name, default in _defaults(record):  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
         if default is MISSING and name not in values:

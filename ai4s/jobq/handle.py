@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from .client import Client
 from .codec import codec_of
-from .errors import LeaseLost, Malformed, NotFinished
+from .errors import LeaseLost, Malformed, NotFinished, ResultGone
 from .failures import exception_of
 from .ledger import Ledger
 from .message import Outcome, State
@@ -98,12 +98,12 @@ class Handle(Generic[R]):
         return exception_of(await self.client.arun(lambda ledger: self._wait(ledger, timeout)))
 
     def done(self) -> bool:
-        """Whether the call has ended, in whatever way; one look, no waiting."""
-        return self.client.run(self.look) is not None
+        """Whether the call has ended, in whatever way, forgotten included; one look, no waiting."""
+        return self.client.run(self._done)
 
     async def adone(self) -> bool:
         """As `done`."""
-        return await self.client.arun(self.look) is not None
+        return await self.client.arun(self._done)
 
     def status(self) -> State | Literal["pending"]:
         """How the call ended, or "pending": waiting or running. One look; raises ResultGone for a forgotten call."""
@@ -151,15 +151,22 @@ class Handle(Generic[R]):
     async def look(self, ledger: Ledger) -> Outcome | None:
         """The outcome if there is one now; raises ResultGone if it was forgotten."""
         if self._outcome is None:
-            self._outcome = self._checked(await ledger.outcome(self.id, self.run))
+            outcome = await ledger.outcome(self.id, self.run)
+            self._outcome = outcome and self._checked(outcome)
         return self._outcome
 
-    def _checked(self, outcome: Outcome | None) -> Outcome | None:
+    def _checked(self, outcome: Outcome) -> Outcome:
         """Refuse an outcome in another codec than the call's: it could have a pickle decoded for a task declared safe."""
-        holds_value = outcome is not None and outcome.state in (State.SUCCEEDED, State.FAILED)
-        if outcome is not None and holds_value and self._codec not in (None, outcome.codec):
+        holds_value = outcome.state in (State.SUCCEEDED, State.FAILED)
+        if holds_value and self._codec not in (None, outcome.codec):
             raise Malformed(f"The outcome of call {self.id} is encoded with {outcome.codec!r}, and its task with {self._codec!r}.")
         return outcome
+
+    async def _done(self, ledger: Ledger) -> bool:
+        try:
+            return await self.look(ledger) is not None
+        except ResultGone:
+            return True
 
     async def _wait(self, ledger: Ledger, timeout: float | None) -> Outcome:
         pace = Pace(timeout)
@@ -178,12 +185,13 @@ class Handle(Generic[R]):
 
     async def _cancel(self, ledger: Ledger) -> bool:
         wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))
-        self._outcome = await ledger.commit(wanted)
-        if self._outcome.state is State.CANCELLED and self._message is not None:
+        outcome = self._checked(await ledger.commit(wanted))
+        if outcome.state is State.CANCELLED and self._message is not None:
             # If a worker has the message, or had, it will find the outcome, or its own will not count.
             with suppress(LeaseLost):
                 await (await ledger.queue(self._message.queue)).delete(self._message.receipt)
-        return self._outcome.state is State.CANCELLED
+        self._outcome = outcome
+        return outcome.state is State.CANCELLED
 
     async def _forget(self, ledger: Ledger) -> None:
         if await ledger.outcome(self.id, self.run) is None:

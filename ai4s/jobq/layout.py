@@ -24,6 +24,7 @@ CALLS_PER_PAGE = 4096
 """Outcomes under one prefix: one listing request, which holds up to 5,000 names, tells of them all."""
 
 CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0-9a-f]{40})")
+PART = re.compile(r"[A-Za-z0-9-]{1,100}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,7 +47,7 @@ def check_queue_name(app: str, queue: object) -> str:
     if queue in RESERVED_QUEUES:
         raise DeclarationError(f"The queue name {queue!r} is reserved; take another one.")
     if len(queue_name(app, queue)) > MAX_QUEUE_LENGTH:
-        longest = MAX_QUEUE_LENGTH - len(app) - 1
+        longest = max(0, MAX_QUEUE_LENGTH - len(app) - 1)
         raise DeclarationError(
             f"The queue name {queue!r} is too long: with the app's name before it, {longest} characters are left."
         )
@@ -110,12 +111,19 @@ def arguments(call: str) -> str:
 def value(call: str, token: str) -> str:
     """The spilled value of one attempt."""
     check_call_id(call)
-    return f"{values(call)}{token}"
+    return f"{values(call)}{_part(token)}"
 
 
 def values(call: str) -> str:
     """The prefix of all spilled values of a call."""
     return f"values/{call}/"
+
+
+def _part(text: str) -> str:
+    """`text` if it can be one part of a name; raises Malformed."""
+    if not PART.fullmatch(text):
+        raise Malformed(f"{text[:80]!r} cannot be a part of a name in storage.")
+    return text
 
 
 def sha256_of(data: bytes) -> str:
@@ -132,7 +140,7 @@ def payload(sha256: str) -> str:
 
 def dead_letter(queue: str, subject: str, run: int) -> str:
     """The dead letter of a call's run, or of a message that could not be read (`subject` is its message id)."""
-    return f"failed/{queue}/{subject}.r{run}"
+    return f"failed/{_part(queue)}/{_part(subject)}.r{run}"
 
 
 def key(call: str) -> str:
@@ -143,7 +151,7 @@ def key(call: str) -> str:
 
 def worker(worker_id: str) -> str:
     """A worker's status."""
-    return f"workers/{worker_id}"
+    return f"workers/{_part(worker_id)}"
 
 
 WORKERS = "workers/"

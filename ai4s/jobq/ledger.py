@@ -20,7 +20,7 @@ from .errors import AlreadyExists, ConditionFailed, NotFound, ResultGone, Unreac
 from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import Keyring
 from .transports.base import MAX_DELAY_SECONDS, Queue, Receipt, Store, Transport
-from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, Wire
+from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, ROOM_BYTES, Wire
 
 SEND_BUDGET_SECONDS = 30.0
 """How long a send is tried again before its caller is told."""
@@ -70,7 +70,7 @@ class Ledger:
         A send whose answer was lost is repeated with the mark `resent`, so that the first worker looks whether the run has ended.
         """
         queue = await self.queue(call.queue)
-        call, text = await self.sealed(call)
+        call, text = await self.sealed(call, ROOM_BYTES)
         give_up, wait = boottime() + SEND_BUDGET_SECONDS, 0.1
         while True:
             try:
@@ -79,17 +79,17 @@ class Ledger:
                 if boottime() + wait > give_up:
                     raise
                 if exc.maybe_done and not call.resent:
-                    call, text = await self.sealed(replace(call, resent=True))
+                    call, text = await self.sealed(replace(call, resent=True), ROOM_BYTES)
             await asyncio.sleep(wait * (0.5 + random.random() / 2))
             wait = min(2 * wait, 5)
 
-    async def sealed(self, call: Call) -> tuple[Call, str]:
+    async def sealed(self, call: Call, room_bytes: int = 0) -> tuple[Call, str]:
         """A call and its message's text; arguments that are too large for it are spilled first, and the call says so."""
         fits = isinstance(call.arguments, Spill) or len(call.arguments) <= MAX_INLINE_ARGUMENTS
-        text = self.wire.seal_call(call) if fits else None
+        text = self.wire.seal_call(call, room_bytes=room_bytes) if fits else None
         if text is None and isinstance(call.arguments, bytes):
             call = replace(call, arguments=await self._spill(layout.arguments(call.id), call.arguments))
-            text = self.wire.seal_call(call)
+            text = self.wire.seal_call(call, room_bytes=room_bytes)
         if text is None:
             raise ValueError(f"The options of call {call.id} do not fit into a message.")
         return call, text
@@ -147,7 +147,7 @@ class Ledger:
         """Replace the outcome by a tombstone and remove what was spilled for the call."""
         store = await self.store()
         await store.put(layout.result(call, run), b"")
-        names = [layout.arguments(call), *[info.name async for info in store.list(layout.values(call))]]
+        names = [layout.arguments(call), layout.key(call), *[info.name async for info in store.list(layout.values(call))]]
         for name in names:
             await _delete_if_there(store, name)
 

@@ -16,6 +16,7 @@ from . import layout
 from .codec import Codec, codec_named
 from .errors import DeclarationError
 from .message import Pool
+from .printable import storable
 from .retry import LONGEST_SECONDS, RetryPolicy, retry_policy, whole_number
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.<>@-]{0,199}")
@@ -162,6 +163,8 @@ def _task_name(name: object) -> str:
 def _key(value: object) -> str | None:
     if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY_LENGTH):
         raise DeclarationError(f"key must be a text of 1 to {MAX_KEY_LENGTH} characters; got {value!r}.")
+    if value is not None and storable(value) != value:
+        raise DeclarationError(f"key must be text that UTF-8 can hold; got {value!r}.")
     return value
 
 

@@ -64,9 +64,11 @@ def _exception_types(value: object) -> tuple[type[BaseException], ...]:
 
 def _backoff(value: object) -> Backoff:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = Backoff(first=float(value), factor=1.0, longest=float(value))
+        value = Backoff(first=value, factor=1.0, longest=value)
     if not isinstance(value, Backoff):
         raise DeclarationError(f"backoff must be seconds or a Backoff(first, factor, longest); got {value!r}.")
+    if not all(type(number) in (int, float) for number in (value.first, value.factor, value.longest)):
+        raise DeclarationError(f"backoff needs numbers; got {value!r}.")
     # Written so that NaN fails as well.
     if not (0 <= value.first <= value.longest <= LONGEST_SECONDS and 1 <= value.factor <= LARGEST_FACTOR):
         raise DeclarationError(

@@ -131,6 +131,7 @@ async def _submit_keyed(
     if record.arguments != digest:
         raise KeyConflict(
             f"This key of task {call.task} was used before with other arguments (call {call.id}). "
+            "Arguments are compared as encoded, in which a set, say, may differ from process to process. "
             "Use another key, or app.handle(id)."
         )
     if record.sent:

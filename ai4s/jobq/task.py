@@ -124,7 +124,7 @@ class Task(Generic[P, D, R]):
         return super().__reduce_ex__(protocol)
 
     def _order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
-        self._check_signature(args, kwargs)
+        args, kwargs = self._bound(args, kwargs)
         invocation = Invocation(
             name=self.name,
             task=self.declared,
@@ -135,15 +135,20 @@ class Task(Generic[P, D, R]):
         )
         return make_order(self.client, invocation)
 
-    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments if they fit; for a call with a key in one form, so that the same arguments are the same bytes."""
         try:
             signature = inspect.signature(self.function)
         except ValueError:  # some built-in functions have none; they check when they are called
-            return
+            return args, kwargs
         try:
-            signature.bind(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
         except TypeError as exc:
             raise TypeError(f"{self.name}{_plain(signature)}: {exc}") from None
+        if self._chosen.key is None:
+            return args, kwargs
+        bound.apply_defaults()
+        return bound.args, dict(sorted(bound.kwargs.items()))
 
 
 def _plain(signature: inspect.Signature) -> inspect.Signature:

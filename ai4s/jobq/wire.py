@@ -31,8 +31,11 @@ VERSION = 1
 COMPRESSED, SIGNED = 1, 2
 HEADER_BYTES = 4
 
-MAX_MESSAGE_BYTES = 47 * 1024
-"""A frame of 48 KiB is 64 KiB in base64, the most that an Azure queue takes; the rest is for marks and counts of later attempts."""
+MAX_MESSAGE_BYTES = 48 * 1024
+"""A frame of this size is 64 KiB in base64: the most that an Azure queue takes."""
+
+ROOM_BYTES = 1024
+"""What a new message leaves free for the marks and counts of later attempts."""
 
 MAX_INLINE_ARGUMENTS = 256 * 1024
 """Encoded arguments that may fit a message once compressed; larger ones are spilled without trying."""
@@ -40,7 +43,7 @@ MAX_INLINE_ARGUMENTS = 256 * 1024
 MAX_INLINE_VALUE = 64 * 1024
 """Encoded values that stay within the outcome."""
 
-MAX_UNPACKED_BYTES = 4 * 1024 * 1024
+MAX_UNPACKED_BYTES = 1024 * 1024
 """What a frame may grow to when decompressed: far above every honest record, harmless if it is a bomb."""
 
 MAX_CONTAINERS = 1024
@@ -58,12 +61,15 @@ class Wire:
     app: str
     keyring: Keyring = Keyring()
 
-    def seal_call(self, call: Call) -> str | None:
-        """The text of a call's message, or None if it is too large: then its arguments must be spilled."""
+    def seal_call(self, call: Call, *, room_bytes: int = 0) -> str | None:
+        """The text of a call's message, or None if it leaves no such room: then its arguments must be spilled.
+
+        Raises Malformed for a call that `unseal_call` would refuse.
+        """
         fields = to_map(call)
         _check_names(from_map(Call, dict(fields)))  # what no worker would take must not be sent
         frame = self._seal("call", call.queue, fields)
-        return None if len(frame) > MAX_MESSAGE_BYTES else base64.b64encode(frame).decode("ascii")
+        return None if len(frame) > MAX_MESSAGE_BYTES - room_bytes else base64.b64encode(frame).decode("ascii")
 
     def unseal_call(self, text: str, queue: str) -> Call:
         """The call in a message that came from `queue`."""
@@ -77,7 +83,8 @@ class Wire:
         """The outcome of this run of this call; raises Malformed if it speaks of another."""
         outcome = self._unseal(Outcome, _run(call, run), data)
         if (outcome.call, outcome.run) != (call, run):
-            raise Malformed(f"The outcome of {_run(call, run)} speaks of {_run(outcome.call, outcome.run)}.")
+            raise Malformed(f"The outcome of {_run(call, run)} speaks of another run.")
+        layout.value(outcome.call, outcome.token)
         return outcome
 
     def seal(self, record: DeadLetter | KeyRecord, name: str) -> bytes:
@@ -128,7 +135,9 @@ class Wire:
 
 def _check_names(call: Call) -> None:
     """Raise Malformed unless everything that becomes part of a name has the form of one."""
-    layout.check_call_id(call.id)
+    for relative in (call.id, call.root, call.parent):
+        if relative is not None:
+            layout.check_call_id(relative)
     spilled = (call.arguments.sha256,) if isinstance(call.arguments, Spill) else ()
     functions = () if call.function is None else (call.function,)
     for sha256 in (*functions, *call.ship, *spilled):

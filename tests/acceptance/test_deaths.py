@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,11 +137,25 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         try:
             yield made
         finally:
-            for pid in map(int, made.lines("started")):
-                if alive(pid):
-                    import os
+            end_started(made)
 
-                    os.kill(pid, signal.SIGKILL)
+
+@pytest.fixture
+def own(new: NewProject) -> Iterator[Project]:
+    """A project with a worker for one test: for tasks that might take it along."""
+    made = new(TASKS)
+    made.worker("--concurrency", "2")
+    try:
+        yield made
+    finally:
+        end_started(made)
+
+
+def end_started(project: Project) -> None:
+    """End what tasks have left behind."""
+    for pid in map(int, project.lines("started") + project.lines("grandchildren")):
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def serves(project: Project) -> bool:
@@ -186,31 +201,31 @@ def test_a_call_survives_a_death_below_the_limit(project: Project) -> None:
 
 
 @pytest.mark.parametrize("name", ["crash_beside_what_it_started", "crash_beside_a_daemon"])
-def test_a_death_is_noticed_while_what_the_task_started_lives(project: Project, name: str) -> None:
+def test_a_death_is_noticed_while_what_the_task_started_lives(own: Project, name: str) -> None:
     """A process that a task left behind holds the child's descriptors open; the child's death is noticed nevertheless."""
     with pytest.raises(WorkerDied, match="exit code 3"):
-        project.task(name).delay().result(timeout=20)
-    assert serves(project)
+        own.task(name).delay().result(timeout=20)
+    assert serves(own)
 
 
-def test_a_dead_child_s_own_process_group_goes_with_it(project: Project) -> None:
+def test_a_dead_child_s_own_process_group_goes_with_it(own: Project) -> None:
     """What a task started in its process group does not outlive the child that crashed."""
-    known = len(project.lines("started"))
-    project.task("crash_beside_what_it_started").delay().exception(timeout=20)
-    pid = int(until(lambda: project.lines("started")[known:], 20)[0])
+    known = len(own.lines("started"))
+    own.task("crash_beside_what_it_started").delay().exception(timeout=20)
+    pid = int(until(lambda: own.lines("started")[known:], 20)[0])
     until(lambda: not alive(pid), 20, "the end of what the crashed child had started")
 
 
-def test_many_deaths_leave_no_descriptors_behind(project: Project) -> None:
+def test_many_deaths_leave_no_descriptors_behind(own: Project) -> None:
     """After thirty deaths the worker has no more open files than after five."""
 
     def open_files() -> int:
-        return len(list(Path(f"/proc/{project.workers[0].pid}/fd").iterdir()))
+        return len(list(Path(f"/proc/{own.workers[0].pid}/fd").iterdir()))
 
     def die(times: int) -> int:
-        for handle in [project.task("leave").delay(1) for _ in range(times)]:
+        for handle in [own.task("leave").delay(1) for _ in range(times)]:
             handle.exception(timeout=60)
-        assert serves(project)
+        assert serves(own)
         return open_files()
 
     assert die(30) <= die(5) + 4
@@ -219,21 +234,21 @@ def test_many_deaths_leave_no_descriptors_behind(project: Project) -> None:
 # Timeouts.
 
 
-def test_a_timeout_ends_the_whole_process_group(project: Project) -> None:
+def test_a_timeout_ends_the_whole_process_group(own: Project) -> None:
     """A call that takes too long ends as CallTimedOut, and what it started ends with it."""
     with pytest.raises(CallTimedOut, match="timeout of 1 s"):
-        project.task("sleep_with_a_grandchild").delay().result(timeout=30)
-    pid = int(project.lines("grandchildren")[-1])
+        own.task("sleep_with_a_grandchild").delay().result(timeout=30)
+    pid = int(own.lines("grandchildren")[-1])
     until(lambda: not alive(pid), 20, "the end of the grandchild")
-    assert serves(project)
+    assert serves(own)
 
 
 @pytest.mark.parametrize("name", ["ignore_sigterm", "compute_in_c", "sleep_with_a_daemon"])
-def test_a_timeout_ends_what_does_not_listen(project: Project, name: str) -> None:
+def test_a_timeout_ends_what_does_not_listen(own: Project, name: str) -> None:
     """A call that ignores SIGTERM, holds the interpreter's lock, or has left a daemon behind ends in time all the same."""
     with pytest.raises(CallTimedOut):
-        project.task(name).delay().result(timeout=30)
-    assert serves(project)
+        own.task(name).delay().result(timeout=30)
+    assert serves(own)
 
 
 def test_a_timeout_is_an_error_that_retries_cover(project: Project) -> None:
@@ -252,11 +267,11 @@ def test_an_async_timeout_cancels_the_call_alone(project: Project) -> None:
     assert handle.id in project.lines("cancelled")
 
 
-def test_a_blocked_loop_is_replaced_and_its_neighbours_run_again(project: Project) -> None:
+def test_a_blocked_loop_is_replaced_and_its_neighbours_run_again(own: Project) -> None:
     """A coroutine that blocks its loop past its timeout fails alone: calls beside it run again elsewhere and succeed."""
-    neighbours = [project.task("short_sleep").delay(0.5) for _ in range(5)]
+    neighbours = [own.task("short_sleep").delay(0.5) for _ in range(5)]
     with pytest.raises(CallTimedOut):
-        project.task("block_the_loop").delay().result(timeout=40)
+        own.task("block_the_loop").delay().result(timeout=40)
     assert all(neighbour.exception(timeout=40) is None for neighbour in neighbours)
 
 
@@ -264,22 +279,22 @@ def test_a_blocked_loop_is_replaced_and_its_neighbours_run_again(project: Projec
 
 
 @pytest.mark.parametrize("name", ["write_to_every_descriptor", "close_every_descriptor"])
-def test_a_task_that_spoils_its_descriptors_ends(project: Project, name: str) -> None:
+def test_a_task_that_spoils_its_descriptors_ends(own: Project, name: str) -> None:
     """A task that writes to, or closes, descriptors that are not its own ends one way or the other, and the worker goes on."""
-    project.task(name).delay().exception(timeout=40)
-    assert serves(project)
+    own.task(name).delay().exception(timeout=40)
+    assert serves(own)
 
 
-def test_a_child_that_cannot_answer_any_more_is_ended(project: Project) -> None:
+def test_a_child_that_cannot_answer_any_more_is_ended(own: Project) -> None:
     """A child that has closed its connection can never report: it is ended, and its call charged."""
     with pytest.raises(WorkerDied):
-        project.task("close_every_descriptor_and_stay").delay().result(timeout=30)
+        own.task("close_every_descriptor_and_stay").delay().result(timeout=30)
 
 
-def test_a_task_that_forks_answers_once(project: Project) -> None:
+def test_a_task_that_forks_answers_once(own: Project) -> None:
     """Where both sides of a fork return from the task, the call has one outcome and the worker goes on."""
-    assert project.task("fork_and_both_return").delay().result(timeout=30) in ("parent", "child")
-    assert serves(project)
+    assert own.task("fork_and_both_return").delay().result(timeout=30) in ("parent", "child")
+    assert serves(own)
 
 
 # Innocent neighbours on a loop.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import pickle
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from ai4s.jobq import (
     wait,
 )
 from ai4s.jobq.codec import codec_named
+from ai4s.jobq.errors import Malformed
 from ai4s.jobq.failures import RemoteTraceback, failure_of
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Cause, Failure, Outcome
@@ -47,6 +48,11 @@ declared = App("handles")
 @declared.task
 def step(x: Any = None) -> Any:
     return x
+
+
+@declared.task(codec="msgpack")
+def safe_step() -> None:
+    return None
 
 
 @pytest.fixture
@@ -129,11 +135,27 @@ def test_an_exception_that_cannot_be_rebuilt_is_told_as_text(app: App, pickled: 
 
 def test_no_pickle_is_loaded_where_the_codec_forbids_it(app: App) -> None:
     """Even if somebody put one into the outcome."""
-    handle = step.delay()
+    handle = app.handle(step.delay().id)
     bomb = pickle.dumps(ValueError("from a pickle"))
     end(handle, **failed(Cause.RAISED, "as text", exception=bomb), codec="msgpack")
 
     with pytest.raises(TaskFailed, match="as text"):
+        handle.result()
+
+
+@pytest.mark.parametrize("before", [lambda handle: None, lambda handle: handle.cancel()], ids=["at-once", "after-cancel"])
+@pytest.mark.parametrize(
+    "again", [lambda handle: handle, lambda handle: pickle.loads(pickle.dumps(handle))], ids=["own", "pickled"]
+)
+def test_an_outcome_in_another_codec_than_the_tasks_is_refused(
+    app: App, before: Callable[[Handle[Any]], object], again: Callable[[Handle[Any]], Handle[Any]]
+) -> None:
+    """Whoever declared a task safe must not have a pickle decoded for it, whatever lies in the storage."""
+    handle = again(safe_step.delay())
+    end(handle, value="from a pickle", codec="cloudpickle")
+    before(handle)
+
+    with pytest.raises(Malformed, match="is encoded with 'cloudpickle', and its task with 'msgpack'"):
         handle.result()
 
 
@@ -204,20 +226,27 @@ async def _awaited(thing: Any) -> Any:
 # never inside a task
 
 
+async def _all(handle: Handle[Any]) -> list[Any]:
+    return [each async for each in as_completed([handle])]
+
+
+OUTER = RunningCall(id="outer-1", run=1, attempt=1, task="t", queue="default", worker="w", root="outer-1")
+
+
 @pytest.fixture
 def inside(app: App) -> Iterator[None]:
     """As if this test were a task."""
-    with running(RunningCall(id="outer-1", run=1, attempt=1, task="t", queue="default", worker="w", root="outer-1")):
+    with running(OUTER):
         yield
 
 
 @pytest.mark.parametrize(
     "waiting",
     [
-        lambda h: h.result(),
+        Handle.result,
         lambda h: h.result(timeout=0),
-        lambda h: h.exception(),
-        lambda h: gather(h),
+        Handle.exception,
+        gather,
         lambda h: list(as_completed([h])),
         lambda h: wait([h]),
     ],
@@ -236,12 +265,12 @@ def test_waiting_in_a_task_is_refused(app: App, waiting: Callable[[Handle[Any]],
 @pytest.mark.parametrize(
     "waiting",
     [
-        lambda h: h.aresult(),
-        lambda h: h.aexception(),
-        lambda h: _awaited(h),
-        lambda h: agather(h),
+        Handle.aresult,
+        Handle.aexception,
+        _awaited,
+        agather,
         lambda h: await_([h]),
-        lambda h: _all(h),
+        _all,
     ],
     ids=["aresult", "aexception", "await", "agather", "await_", "as_completed"],
 )
@@ -250,13 +279,9 @@ async def test_awaiting_in_a_task_is_refused(app: App, waiting: Callable[[Handle
     """As much as waiting."""
     handle = await step.adelay()
 
-    with running(RunningCall(id="outer-1", run=1, attempt=1, task="t", queue="default", worker="w", root="outer-1")):
-        with pytest.raises(WouldDeadlock):
-            await waiting(handle)
-
-
-async def _all(handle: Handle[Any]) -> list[Any]:
-    return [each async for each in as_completed([handle])]
+    # A coroutine test runs in a context of its own, made before the fixture's call was the current one.
+    with running(OUTER), pytest.raises(WouldDeadlock):
+        await waiting(handle)
 
 
 @pytest.mark.usefixtures("inside")
@@ -450,7 +475,7 @@ def test_forget_leaves_a_tombstone_only(app: App) -> None:
 
 
 def test_what_is_forgotten_is_gone_for_all(app: App) -> None:
-    """Each look says so, from every handle; only `done` and `status` have nothing better to say."""
+    """Each look says so, from every handle."""
     handle = step.delay()
     end(handle)
     handle.forget()
@@ -579,10 +604,9 @@ def test_as_completed_says_what_is_left(app: App) -> None:
     end(quick)
     completed = as_completed([slow, quick], timeout=0.05)
 
-    came = []
+    came: list[Handle[Any]] = []
     with pytest.raises(ResultTimeout, match=r"No outcome of 1 call\(s\) within 0\.05 s"):
-        for handle in completed:
-            came.append(handle)  # noqa: PERF402  # it raises in the middle
+        came.extend(completed)
     assert came == [quick]
     assert completed.left() == [slow]
 
@@ -668,12 +692,12 @@ SILENCE = "Still waiting: no worker has been seen for app 'handles' at {place}. 
 
 
 @pytest.fixture
-def fresh(app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[App]:
+def fresh(app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> App:
     """The app in a process that has not complained yet, with a clock that needs no 15 seconds."""
     monkeypatch.setattr("ai4s.jobq.client.SILENCE_SECONDS", 0.02)
     monkeypatch.setattr(app.client, "_silence_noted", False)
     caplog.set_level(logging.WARNING, logger="ai4s.jobq")
-    yield app
+    return app
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -18,6 +18,7 @@ AZURITE_ACCOUNT = "devstoreaccount1"
 # Azurite's account and key are public constants of the emulator, printed in its documentation; they protect nothing.
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 AZURITE_BLOB_PORT = 10000
+MAX_PORT = 65535
 
 HELP = (
     "A place is azure://ACCOUNT, a connection string or SAS URL of a storage account, azurite://[HOST:BLOB_PORT], "
@@ -54,7 +55,15 @@ Place = LocalPlace | AzurePlace
 
 def parse_place(url: str) -> Place:
     """Read a place's URL; raises ConfigurationError that says what would be right, and never repeats a secret."""
-    text = url.strip()
+    try:
+        return _parse(url.strip())
+    except ValueError as exc:
+        if isinstance(exc, ConfigurationError):
+            raise
+        raise ConfigurationError(f"The URL of the place is malformed. {HELP}") from None  # its text may hold a secret
+
+
+def _parse(text: str) -> Place:
     if text.startswith("local://"):
         return _local(text.removeprefix("local://"))
     if text.startswith("azurite://"):
@@ -77,10 +86,10 @@ def _local(path: str) -> LocalPlace:
 
 
 def _azurite(rest: str) -> AzurePlace:
-    host, _, port_text = rest.strip("/").partition(":")
-    if not re.fullmatch(r"[\w.-]*", host) or (port_text and not re.fullmatch(r"[0-9]{1,5}", port_text)):
+    match = re.fullmatch(r"([\w.-]*|\[[0-9a-fA-F:]+\])(?::([0-9]{1,5}))?", rest.strip("/"))
+    if match is None or int(match[2] or 1) >= MAX_PORT:
         raise ConfigurationError("azurite:// wants HOST:BLOB_PORT, as in azurite://127.0.0.1:10000.")
-    host, port = host or "127.0.0.1", int(port_text or AZURITE_BLOB_PORT)
+    host, port = match[1] or "127.0.0.1", int(match[2] or AZURITE_BLOB_PORT)
     # Azurite's own defaults put the queue one port above the blobs; so do we.
     return AzurePlace(
         label=f"azurite://{host}:{port}",

@@ -15,6 +15,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ from ..lifecycle import (
     decide,
 )
 from ..message import Call, Cause, DeadLetter, Failure, Outcome, State
+from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue, Receipt
 from .duties import Duties
 from .executors import Ending, Executors
@@ -68,7 +70,6 @@ class Attempt:
     delivery: Delivery
     lease: Lease
     token: str
-    marked: bool = False
 
     @property
     def redelivered(self) -> bool:
@@ -146,12 +147,12 @@ class Attempts:
         if delivery.dequeue_count >= UNFIT_DELIVERIES:
             await self._bury_unread(queue_name, delivery, lease, exc)
             return
-        log.warning("Message %s is put aside for an hour: %s", delivery.receipt.message_id, exc)
+        log.warning("Message %s is put aside for an hour: %s", delivery.receipt.message_id, printable(str(exc)))
         self._note_refused(delivery)
         await _patiently(lease, lambda: lease.settle(_releasing(UNFIT_DELAY_SECONDS)))
 
     async def _bury_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: MessageError) -> None:
-        log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, exc)
+        log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, printable(str(exc)))
         self.counts.failed += 1
         letter = DeadLetter(reason=f"{type(exc).__name__}: {exc}", raw=delivery.body[:MAX_RAW_CHARS])
         await _patiently(lease, lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
@@ -160,8 +161,6 @@ class Attempts:
     # admit
 
     async def _work(self, attempt: Attempt) -> None:
-        if attempt.redelivered and await self._ended_before(attempt):
-            return
         early = self._early_seconds(attempt)
         if early > 0:
             await self._release(attempt, min(early, MAX_DELAY_SECONDS))
@@ -213,8 +212,9 @@ class Attempts:
         call = attempt.call
         try:
             async with self._slots.take(call.pool):
-                if attempt.redelivered:
-                    attempt = await self._mark(attempt)
+                # Not before: a copy of the message may have been worked on while this one waited for the slot.
+                if attempt.redelivered and await self._ended_before(attempt):
+                    return
                 with self._scratch.job_files() as files:
                     began = boottime()
                     happening = await self._outcome_of(attempt, *files)
@@ -223,18 +223,19 @@ class Attempts:
         except Closed:
             await self._release(attempt, 0)
 
-    async def _mark(self, attempt: Attempt) -> Attempt:
+    async def _mark(self, attempt: Attempt) -> None:
         """Note in the message that an attempt begins, so that one that never settles is known to have died."""
-        marked = replace(attempt.call, mark=attempt.token)
-        _, text = await self._ledger.sealed(marked)
+        _, text = await self._ledger.sealed(replace(attempt.call, mark=attempt.token))
         await _patiently(attempt.lease, lambda: attempt.lease.renew(text))
-        return replace(attempt, call=marked, marked=True)
 
     async def _outcome_of(self, attempt: Attempt, number: int, arguments: Path, value: Path) -> Happening:
         call = attempt.call
         try:
-            job = await self._scratch.job(call, number, arguments, value)
-            shipped = [str(await self._scratch.payload(sha256)) for sha256 in call.ship]
+            job = await _patiently(attempt.lease, lambda: self._scratch.job(call, number, arguments, value))
+            shipped = [str(await _patiently(attempt.lease, partial(self._scratch.payload, sha256))) for sha256 in call.ship]
+            if attempt.redelivered:
+                # As late as can be: what fails before is the storage's fault, and must not look like a death.
+                await self._mark(attempt)
             ending = await self._executors.run(job, tuple(shipped), self._duties.leaving)
             return await self._as_happening(attempt, ending, value)
         except MessageError as exc:
@@ -270,9 +271,7 @@ class Attempts:
                 await self._retry(attempt, call, delay_seconds)
             case Release(delay_seconds):
                 assert isinstance(happening, Refused)
-                log.warning(
-                    "Call %s of %s is put aside for an hour: %s", attempt.call.id, attempt.call.task, happening.failure.message
-                )
+                log.warning("Call %s is put aside for an hour: %s", _described(attempt.call), printable(happening.failure.message))
                 self._note_refused(attempt.delivery)
                 await self._release(attempt, delay_seconds)
 
@@ -312,7 +311,9 @@ class Attempts:
         if standing.state is State.FAILED:
             self.counts.failed += 1
             failure = standing.failure or Failure(Cause.RAISED, "", "unknown")
-            log.error("Call %s of %s failed for good: %s", call.id, call.task, failure.message.partition("\n")[0])
+            log.error(
+                "Call %s of %s failed for good: %s", call.id, printable(call.task), printable(failure.message.partition("\n")[0])
+            )
             letter = DeadLetter(reason=str(failure.cause), outcome=standing, call=call)
             await _patiently(attempt.lease, lambda: self._ledger.bury(letter, call.queue, call.id, call.run))
         else:
@@ -327,13 +328,17 @@ class Attempts:
         await _patiently(attempt.lease, lambda: attempt.lease.settle(step))
 
     async def _release(self, attempt: Attempt, delay_seconds: float) -> None:
-        """Give the message back uncharged; a mark of ours is taken out again."""
+        """Give the message back uncharged. After a redelivery there may be a mark in it, which must not stand for a death."""
         self.counts.given_back += 1
-        text = (await self._ledger.sealed(replace(attempt.call, mark=None)))[1] if attempt.marked else None
+        text = (await self._ledger.sealed(attempt.call))[1] if attempt.redelivered else None
         await _patiently(attempt.lease, lambda: attempt.lease.settle(_releasing(delay_seconds, text)))
 
     def _note_refused(self, delivery: Delivery) -> None:
         self.counts.refused[delivery.receipt.message_id] = boottime() + UNFIT_DELAY_SECONDS
+
+
+def _described(call: Call) -> str:
+    return f"{call.id} of {printable(call.task)}"
 
 
 def _releasing(delay_seconds: float, body: str | None = None) -> Callable[[Queue, Receipt], Awaitable[None]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ def parse_queues(app: str, texts: Sequence[str]) -> tuple[tuple[Turn, ...], ...]
 
 def _turn(app: str, text: str) -> Turn:
     name, colon, weight = text.partition(":")
-    if colon and not (weight.isdigit() and int(weight) > 0):
-        raise ConfigurationError(f"--queue wants NAME or NAME:WEIGHT with a whole number above 0; got {text!r}.")
+    if colon and not re.fullmatch(r"[1-9][0-9]?", weight):
+        raise ConfigurationError(f"--queue wants NAME or NAME:WEIGHT with a whole number from 1 to 99; got {text!r}.")
     return Turn(check_queue_name(app, name), int(weight) if colon else 1)
 
 
@@ -79,6 +80,15 @@ class Line:
         asleep = now - self.last_message - AWAKE_SECONDS
         pause = min(LONGEST_PAUSE_SECONDS, AWAKE_PAUSE_SECONDS + GROWTH * max(0.0, asleep))
         self.due = now + pause * random.uniform(0.75, 1.25)
+
+    def woke(self, exc: BaseException | None) -> None:
+        """Note that its pause is over, or could not even be begun."""
+        if exc is None:
+            self.due = 0.0
+        elif isinstance(exc, TransportError):
+            self.failed(exc)
+        else:
+            raise exc
 
     def failed(self, exc: TransportError) -> None:
         """Note a fault: the first of a series is said, and each one makes the pause longer."""
@@ -122,13 +132,13 @@ class Poller:
 
     async def rest(self) -> None:
         """Sleep until a queue is due, or something is known to have been sent."""
-        pause = max(0.0, min(line.due for line in self.lines) - boottime())
-        sleeps = [asyncio.create_task(line.queue.idle(pause)) for line in self.lines]
+        now = boottime()
+        sleeps = [asyncio.create_task(line.queue.idle(max(0.0, line.due - now))) for line in self.lines]
         try:
             await asyncio.wait(sleeps, return_when=asyncio.FIRST_COMPLETED)
             for line, sleep in zip(self.lines, sleeps, strict=True):
-                if sleep.done() and not sleep.exception():
-                    line.due = 0.0
+                if sleep.done():
+                    line.woke(sleep.exception())
         finally:
             for sleep in sleeps:
                 sleep.cancel()
