@@ -78,9 +78,9 @@ class CloudpickleCodec:
         pickler = _Pickler(file, guard)
         try:
             pickler.dump(value)
-        except JobQError:
-            raise
         except (Exception, SystemExit, GeneratorExit) as exc:  # pickling runs the user's code, which may raise anything
+            if exc is pickler.refusal:
+                raise
             raise NotSerializable(f"cloudpickle cannot encode {kind(value)}: {_reason(exc)}") from exc
         return Encoded(file.getvalue(), pickler.has_code)
 

@@ -25,6 +25,7 @@ from .errors import (
 from .message import Cause, Failure, Outcome, State
 from .printable import describe, kind, storable
 
+MAX_TYPE_CHARS = 200
 MAX_MESSAGE_CHARS = 4_000
 MAX_TRACEBACK_CHARS = 32_000
 MAX_EXCEPTION_BYTES = 64 * 1024
@@ -53,7 +54,7 @@ def failure_of(exc: BaseException, codec: Codec) -> Failure:
     """What to keep of an exception that a task raised."""
     return Failure(
         cause=Cause.RAISED,
-        type=kind(exc),
+        type=kind(exc)[:MAX_TYPE_CHARS],
         message=describe(exc)[:MAX_MESSAGE_CHARS],
         traceback=_traceback(exc),
         exception=_pickled(exc, codec) if codec.allows_pickle else None,

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from .client import Client
 from .errors import DeclarationError, ResultTimeout
@@ -107,23 +107,23 @@ def as_completed(handles: Iterable[Handle[R]], timeout: float | None = None) -> 
     return Completed(handles, timeout)
 
 
-class Waited(NamedTuple):
+class Waited(NamedTuple, Generic[R]):
     """What `wait` returns, as in `concurrent.futures`."""
 
-    done: set[Handle[Any]]
-    not_done: set[Handle[Any]]
+    done: set[Handle[R]]
+    not_done: set[Handle[R]]
 
 
 When = Literal["all", "first"]
 
 
-def wait(handles: Iterable[Handle[Any]], timeout: float | None = None, *, return_when: When = "all") -> Waited:
+def wait(handles: Iterable[Handle[R]], timeout: float | None = None, *, return_when: When = "all") -> Waited[R]:
     """Wait until all calls have ended, or the first of them, or `timeout` seconds are over; never raises for time.
 
     Returns the sets of handles that have ended and that have not.
     """
     completed = Completed(handles, timeout)
-    done: set[Handle[Any]] = set()
+    done: set[Handle[R]] = set()
     _check_when(return_when)
     try:
         for handle in completed:
@@ -135,10 +135,10 @@ def wait(handles: Iterable[Handle[Any]], timeout: float | None = None, *, return
     return Waited(done, set(completed.left()) - done)
 
 
-async def await_(handles: Iterable[Handle[Any]], timeout: float | None = None, *, return_when: When = "all") -> Waited:
+async def await_(handles: Iterable[Handle[R]], timeout: float | None = None, *, return_when: When = "all") -> Waited[R]:
     """As `wait`. (`await` itself is a keyword.)"""
     completed = Completed(handles, timeout)
-    done: set[Handle[Any]] = set()
+    done: set[Handle[R]] = set()
     _check_when(return_when)
     try:
         async for handle in completed:

@@ -24,6 +24,9 @@ CALLS_PER_PAGE = 4096
 """Outcomes under one prefix: one listing request, which holds up to 5,000 names, tells of them all."""
 
 CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0-9a-f]{40})")
+RELATIVE = re.compile(r"[a-z0-9-]{1,100}(\.[0-9]{1,20})?")
+"""A call's id, or `<batch>.<index>`, where it only says whose child a call is."""
+
 PART = re.compile(r"[A-Za-z0-9-]{1,100}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

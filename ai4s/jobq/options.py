@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from . import layout
 from .codec import Codec, codec_named
@@ -66,7 +66,21 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "codec": "cloudpickle",
     "pool": None,
 }
-CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "retries", "timeout", "key")
+
+
+class CallChanges(TypedDict, total=False):
+    """What `options()` takes; see there."""
+
+    countdown: float | timedelta
+    eta: datetime | None
+    expires: float | timedelta | datetime | None
+    queue: str
+    retries: int
+    timeout: float | timedelta | None
+    key: str | None
+
+
+CALL_OPTIONS = tuple(CallChanges.__annotations__)
 
 
 def task_options(app: str, given: Mapping[str, Any], *, is_async: bool) -> TaskOptions:

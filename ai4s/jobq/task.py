@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from .client import Client
 from .errors import DeclarationError
 from .handle import Handle
-from .options import CallOptions, TaskOptions, call_options
+from .options import CallChanges, CallOptions, TaskOptions, call_options
 from .payload import is_importable, module_payload
 from .submission import Invocation, Order, encode_arguments, make_order, submit
 
@@ -90,7 +90,7 @@ class Task(Generic[P, D, R]):
             return cast("Handle[R]", await asyncio.to_thread(self.client.instead, order))
         return cast("Handle[R]", await self.client.arun(partial(submit, self.client, order)))
 
-    def options(self, **changes: Any) -> Task[P, D, R]:
+    def options(self, **changes: Unpack[CallChanges]) -> Task[P, D, R]:
         """The same task with other options for the calls made through it.
 
         Args:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgpack
 
 from . import layout
-from .errors import Malformed, SignatureInvalid, Unfit
+from .errors import Malformed, MessageError, SignatureInvalid, Unfit
 from .fields import from_map, to_map
 from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import MAC_BYTES, Keyring
@@ -64,10 +64,13 @@ class Wire:
     def seal_call(self, call: Call, *, room_bytes: int = 0) -> str | None:
         """The text of a call's message, or None if it leaves no such room: then its arguments must be spilled.
 
-        Raises Malformed for a call that `unseal_call` would refuse.
+        Raises ValueError for a call that `unseal_call` would refuse.
         """
         fields = to_map(call)
-        _check_names(from_map(Call, dict(fields)))  # what no worker would take must not be sent
+        try:
+            _check_names(from_map(Call, dict(fields)))
+        except MessageError as exc:
+            raise ValueError(f"No worker would take this call: {exc}") from exc
         frame = self._seal("call", call.queue, fields)
         return None if len(frame) > MAX_MESSAGE_BYTES - room_bytes else base64.b64encode(frame).decode("ascii")
 
@@ -135,9 +138,10 @@ class Wire:
 
 def _check_names(call: Call) -> None:
     """Raise Malformed unless everything that becomes part of a name has the form of one."""
-    for relative in (call.id, call.root, call.parent):
-        if relative is not None:
-            layout.check_call_id(relative)
+    layout.check_call_id(call.id)
+    for relative in (call.root, call.parent):
+        if relative is not None and not layout.RELATIVE.fullmatch(relative):
+            raise Malformed(f"{relative[:80]!r} is not the id of a call, or of a call in a batch.")
     spilled = (call.arguments.sha256,) if isinstance(call.arguments, Spill) else ()
     functions = () if call.function is None else (call.function,)
     for sha256 in (*functions, *call.ship, *spilled):

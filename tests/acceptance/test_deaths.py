@@ -320,26 +320,6 @@ def test_a_crash_on_a_loop_does_not_fail_its_neighbours(new: NewProject) -> None
     assert [handle.result(timeout=60) for handle in innocents] == ["done"] * 5
 
 
-def test_a_blocked_loop_does_not_fail_its_neighbours_for_good(new: NewProject) -> None:
-    """However often a neighbour blocks the loop past its timeout, a call that did nothing wrong is never given up."""
-    project = new("""
-        @app.task(timeout=0.3, retries=7, backoff=0.05)
-        async def block():
-            time.sleep(1000)
-
-        @app.task
-        async def innocent():
-            await asyncio.sleep(12)
-            return "done"
-    """)
-    project.worker("--concurrency", "1")
-    innocent = project.task("innocent").delay()
-    blocker = project.task("block").delay()
-    with pytest.raises(CallTimedOut):
-        blocker.result(timeout=90)
-    assert innocent.result(timeout=60) == "done"
-
-
 # The worker itself.
 
 ENDLESS = """

@@ -481,7 +481,8 @@ def test_what_is_forgotten_is_gone_for_all(app: App) -> None:
     handle.forget()
 
     for again in (handle, app.handle(handle.id)):
-        for look in (again.result, again.exception, again.status, again.done, again.cancel, again.forget):
+        assert again.done()
+        for look in (again.result, again.exception, again.status, again.cancel, again.forget):
             with pytest.raises(ResultGone, match=f"The outcome of call {handle.id} was forgotten") as caught:
                 look()
             assert caught.value.call_id == handle.id

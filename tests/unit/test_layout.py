@@ -95,7 +95,7 @@ def test_a_bad_name_is_refused_with_a_better_one(name: str, suggested: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["", "ab", "ä", "ÄÖÜ", "../x", "a/b", "abc\n", "abc\0", "ａｂｃ", "٣٣٣", None, 5, b"abc", ["abc"]], ids=repr
+    "name", ["", "ab", "ä", "ÄÖÜ", "../x", "a/b", "abc\n", "abc\0", "\uff41\uff42\uff43", "٣٣٣", None, 5, b"abc", ["abc"]], ids=repr
 )
 def test_what_is_no_name_is_refused(name: object) -> None:
     """Other scripts, other types, ends of lines and separators are no part of a name."""

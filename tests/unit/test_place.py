@@ -129,7 +129,7 @@ NONE = {
     "an account in capitals": "azure://Acct",
     "an account that is too short": "azure://ab",
     "an account that is too long": "azure://" + "a" * 25,
-    "an account in another script": "azure://аccount",
+    "an account in another script": "azure://\u0430ccount",
     "an account and a path": "azure://acct/myproj",
     "an account and a port": "azure://acct:443",
     "a URL without a SAS": "https://acct.blob.core.windows.net/",

@@ -102,7 +102,7 @@ def _azurite(rest: str) -> AzurePlace:
 
 def _account(account: str, *, suffix: str = "core.windows.net", key: str | None = None, sas: str | None = None) -> AzurePlace:
     if not re.fullmatch(r"[a-z0-9]{3,24}", account):
-        raise ConfigurationError(f"{account!r} is no storage account's name (3 to 24 lower-case letters and digits). {HELP}")
+        raise ConfigurationError(f"A storage account's name is 3 to 24 lower-case letters and digits; this is another one. {HELP}")
     return AzurePlace(
         label=f"azure://{account}",
         blob_url=f"https://{account}.blob.{suffix}",
@@ -150,9 +150,9 @@ def _connection_string(text: str) -> AzurePlace:
 
 
 def _bare(endpoint: str) -> str:
-    """An endpoint without a query, which could be a SAS and would show."""
+    """An endpoint without a query (which could be a SAS) and without a password: both would show."""
     parts = urlsplit(endpoint)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _account_of(blob_url: str) -> str:
