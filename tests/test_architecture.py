@@ -19,7 +19,7 @@ PACKAGE = "ai4s.jobq"
 
 # From the ground up. A name is a module or a package of ai4s.jobq; imports go sideways or downward.
 LAYERS = (
-    "errors message fields retry lifecycle config clock version",
+    "errors message printable fields retry lifecycle config clock version",
     "codec signing wire spill layout transports ledger",
     (
         "portal client failures payload options running resource submission task waiting handle gathering background app "

@@ -93,7 +93,7 @@ class App:
         Args:
             name: how workers find it; `<module>.<qualname>` unless given.
             retries: further attempts after an error or a timeout; 0 unless given.
-            retry_on: exception classes that earn a retry; all of them unless given.
+            retry_on: exception classes that earn a retry; every `Exception` unless given.
             backoff: seconds between attempts, or a Backoff; it doubles from 1 s to 10 min, with jitter, unless given.
             max_deaths: deaths of its process after which a call ends as failed; 3 unless given.
             timeout: seconds (or a timedelta) that one attempt may take.

@@ -178,14 +178,17 @@ class Client:
     def _target(self) -> str:
         return f"{self.place.label}/{self.name}"
 
-    def move(self, url: str | None, signing_keys: tuple[str, ...] | None, create: bool) -> Origin:
-        """From now on, lie there, with these keys; returns where it lay, to be given back to `move`."""
-        before = Origin(self._given_url, self._given_keys, self.create)
+    @property
+    def origin(self) -> Origin:
+        """What it was told about its place."""
+        return Origin(self._given_url, self._given_keys, self.create)
+
+    def move(self, origin: Origin) -> None:
+        """From now on, be the client of this place."""
         self.close()
-        self._given_url, self._given_keys, self.create = url, signing_keys, create
+        self._given_url, self._given_keys, self.create = origin
         for name in ("url", "place", "keyring"):
             self.__dict__.pop(name, None)
-        return before
 
     def close(self) -> None:
         """Close connections and the portal; the next use opens them again."""
@@ -208,6 +211,10 @@ def _attach(name: str, label: str) -> Client:
     known = _CLIENTS.get((name, label))
     if known is not None and known.place.label == label:
         return known
+    return Client(name, url_of(label), None)
+
+
+def url_of(label: str) -> str:
+    """The URL of the place with this label: $JOBQ_URL if it means the same place, since it may hold the right to use it."""
     url = read_settings().url
-    # The environment may name the same place with the secret that a pickle must not hold.
-    return Client(name, url if url and parse_place(url).label == label else label, None)
+    return url if url and parse_place(url).label == parse_place(label).label else label

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from . import layout, spill
 from .clock import boottime
-from .errors import AlreadyExists, ConditionFailed, NotFound, ResultGone, Unreachable
+from .errors import AccessDenied, AlreadyExists, ConditionFailed, NotFound, ResultGone, Unreachable
 from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import Keyring
 from .transports.base import MAX_DELAY_SECONDS, Queue, Receipt, Store, Transport
@@ -55,7 +56,7 @@ class Ledger:
         if not self._create:
             return
         if what not in self._ready:
-            self._ready[what] = asyncio.ensure_future(made.create())
+            self._ready[what] = asyncio.ensure_future(_create(made))
         try:
             await asyncio.shield(self._ready[what])
         except Exception:
@@ -207,6 +208,12 @@ class Ledger:
         except AlreadyExists:
             return found
         return found
+
+
+async def _create(made: Queue | Store) -> None:
+    """Make it; without the right to, take it to be there: whatever is done with it next tells otherwise."""
+    with suppress(AccessDenied):
+        await made.create()
 
 
 async def _delete_if_there(store: Store, name: str) -> None:

@@ -57,6 +57,13 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class Disturbed:
+    """The attempt's process ended with several attempts in it: `suspect` if one of them, nobody knows which, caused that."""
+
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The call was delivered after its `expires`."""
 
@@ -69,7 +76,7 @@ class Refused:
     deliveries: int
 
 
-Happening = Succeeded | Raised | TimedOut | Died | Preempted | Expired | Refused
+Happening = Succeeded | Raised | TimedOut | Died | Preempted | Disturbed | Expired | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +124,8 @@ def decide(happening: Happening, call: Call, *, jitter: float) -> Decision:
             return _after_error(call, failure, retryable=True, delay_seconds=None, jitter=jitter)
         case Died(failure):
             return _after_death(call, failure, jitter)
-        case Preempted():
-            return _after_preemption(call)
+        case Preempted() | Disturbed():
+            return _after_interruption(call, happening)
         case Refused(failure, deliveries):
             return Bury(failure) if deliveries >= UNFIT_DELIVERIES else Release(UNFIT_DELAY_SECONDS)
 
@@ -138,7 +145,10 @@ def _after_death(call: Call, failure: Failure, jitter: float) -> Decision:
     return Retry(charged, call.backoff.delay_seconds(call.deaths, jitter))
 
 
-def _after_preemption(call: Call) -> Decision:
+def _after_interruption(call: Call, happening: Preempted | Disturbed) -> Decision:
+    if isinstance(happening, Disturbed):
+        # Uncharged, and bounded: a suspect shares no process from then on, so its next death is its own.
+        return Retry(replace(call, alone=call.alone or happening.suspect, mark=None), 0)
     charged = replace(call, preemptions=call.preemptions + 1, mark=None)
     if charged.preemptions < MAX_IDLE_PREEMPTIONS:
         return Retry(charged, 0)

@@ -76,7 +76,7 @@ class Call:
 
     `arguments` is what the codec made of `(args, kwargs)`. `function` and `ship` name payloads by their SHA-256; `python`
     is stamped ("3.11") only where code travels by value. `sent`, `eta` and `expires` are epoch seconds by the server's clock.
-    `mark` is the token of an attempt that began and has not settled.
+    `mark` is the token of an attempt that began and has not settled; `alone` says that it must share no process from now on.
     """
 
     id: str
@@ -102,6 +102,7 @@ class Call:
     errors: int = 0
     deaths: int = 0
     preemptions: int = 0
+    alone: bool = False
     mark: str | None = None
 
     @property
@@ -144,7 +145,7 @@ class Outcome:
 class DeadLetter:
     """A call that ended in failure, kept for a person: its outcome, its message, or what could be read of it.
 
-    `call` is None where the message could not be read at all; then `raw` holds the beginning of its text.
+    `call` is None where the message could not be read; then `raw` holds its text, whole, so that nothing is lost.
     """
 
     reason: str

@@ -41,7 +41,7 @@ class TaskOptions:
 class CallOptions:
     """What `options()` changes for the calls of one configured copy; None leaves what the task says.
 
-    `eta` and `expires_at` are epoch seconds.
+    `eta` and `expires_at` are epoch seconds; `lifted` names the task's bounds ("timeout", "expires") that do not hold.
     """
 
     countdown_seconds: float = 0
@@ -52,6 +52,7 @@ class CallOptions:
     retries: int | None = None
     timeout_seconds: float | None = None
     key: str | None = None
+    lifted: frozenset[str] = frozenset()
 
 
 TASK_DEFAULTS: Mapping[str, Any] = {
@@ -103,7 +104,8 @@ def call_options(app: str, base: CallOptions, given: Mapping[str, Any], pool: Po
     _refuse_unknown("call", given, CALL_OPTIONS)
     made = base
     for name, value in given.items():
-        made = _CALL_SETTERS[name](app, made, value)
+        lifted = (made.lifted - {name}) | ({name} if value is None else set())
+        made = replace(_CALL_SETTERS[name](app, made, value), lifted=lifted)
     if made.eta is not None and made.countdown_seconds:
         raise DeclarationError("Give countdown (seconds from now) or eta (a moment), not both.")
     if made.timeout_seconds is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ import cloudpickle
 from .errors import DeclarationError, JobQError
 
 T = TypeVar("T")
+log = logging.getLogger("ai4s.jobq")
 
 
 class Shelf:
@@ -50,7 +52,10 @@ class Shelf:
         with self._lock:
             while self._made:
                 _, (_, generator) = self._made.popitem()
-                generator.close() if _is_over(generator) else _finish(generator)
+                try:
+                    _finish(generator)
+                except Exception:  # user code; the others have to be closed all the same
+                    log.exception("A resource could not be closed.")
 
 
 def _started(key: str, make: Callable[[], Iterator[T]]) -> tuple[T, Generator[T, None, None]]:
@@ -58,10 +63,6 @@ def _started(key: str, make: Callable[[], Iterator[T]]) -> tuple[T, Generator[T,
     for value in generator:
         return value, generator  # type: ignore[return-value]  # checked to be a generator at declaration
     raise JobQError(f"The resource {key.split('@')[0]} yielded nothing.")
-
-
-def _is_over(generator: Generator[Any, None, None]) -> bool:
-    return inspect.getgeneratorstate(generator) == inspect.GEN_CLOSED
 
 
 def _finish(generator: Generator[Any, None, None]) -> None:

@@ -1,6 +1,7 @@
 """HMAC-SHA256 over raw bytes, bound to what they are for; several keys, so that they can be rotated.
 
-The first key signs, every key verifies. To rotate: add the new key first everywhere, then remove the old one.
+The first key signs, every key verifies. To rotate, on all machines before the next step: "old,new", then "new,old", then "new".
+A message by a key that a worker does not know is a dead letter, so a new key must be known everywhere before it signs.
 
 Next: `wire.py`, the only user.
 """

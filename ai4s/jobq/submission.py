@@ -86,11 +86,13 @@ def make_order(client: Client, invocation: Invocation) -> Order:
         retries=task.policy.retries if options.retries is None else options.retries,
         backoff=task.policy.backoff,
         max_deaths=task.policy.max_deaths,
-        timeout_seconds=options.timeout_seconds or task.timeout_seconds,
+        timeout_seconds=None if "timeout" in options.lifted else options.timeout_seconds or task.timeout_seconds,
         root=parent.root if parent else None,
         parent=parent.id if parent else None,
     )
-    return Order(call, (*([function] if function else []), *shipped), options, options.expires_seconds or task.expires_seconds)
+    payloads = (*([function] if function else []), *shipped)
+    expires_seconds = None if "expires" in options.lifted else options.expires_seconds or task.expires_seconds
+    return Order(call, payloads, options, expires_seconds)
 
 
 def _keyed_id(app: str, task: str, key: str) -> str:

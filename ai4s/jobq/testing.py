@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 @contextmanager
 def temporary_place(app: App) -> Iterator[App]:
     """`app` on an empty local store of its own, for the length of the block."""
+    before = app.client.origin
     with tempfile.TemporaryDirectory(prefix="jobq-test-") as folder:
-        before = app.client.move(f"local://{folder}", None, create=True)
+        app.client.move(before._replace(url=f"local://{folder}", create=True))
         try:
             yield app
         finally:
-            app.client.move(*before)
+            app.client.move(before)
 
 
 @contextmanager

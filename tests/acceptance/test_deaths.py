@@ -64,6 +64,16 @@ def sleep_with_a_grandchild():
     note("grandchildren", process.pid)
     process.wait()
 
+@app.task
+def compute_beside_a_grandchild():
+    note("grandchildren", subprocess.Popen(["sleep", "1000"]).pid)
+    return sum(range(10**12))
+
+@app.task
+async def sleep_on_a_loop_with_a_grandchild():
+    note("grandchildren", subprocess.Popen(["sleep", "1000"]).pid)
+    await asyncio.sleep(1000)
+
 @app.task(timeout=1)
 def sleep_with_a_daemon():
     os.system("setsid sleep 1000 & echo $! >> " + str(HERE / "started"))
@@ -324,6 +334,10 @@ def test_a_crash_on_a_loop_does_not_fail_its_neighbours(new: NewProject) -> None
 
 ENDLESS = """
 @app.task
+def square(x):
+    return x * x
+
+@app.task
 def compute_in_c():
     note("pids", os.getpid())
     if current().attempt > 1:
@@ -338,22 +352,11 @@ async def wait_long():
     return "again"
 
 @app.task
-async def block_the_loop():
+def sleep_long():
     note("pids", os.getpid())
     if current().attempt == 1:
         time.sleep(1000)
     return "again"
-
-@app.task
-def with_a_grandchild():
-    process = subprocess.Popen(["sleep", "1000"])
-    note("pids", os.getpid())
-    note("pids", process.pid)
-    if current().attempt > 1:
-        process.kill()
-        process.wait()
-        return "again"
-    process.wait()
 
 @app.task
 def ignore_signals():
@@ -368,18 +371,29 @@ def ignore_signals():
 
 
 def test_children_die_with_a_killed_worker_and_their_calls_run_elsewhere(new: NewProject) -> None:
-    """SIGKILL of the supervisor ends every child and what it started within seconds; after the lease each call runs again, once."""
+    """SIGKILL of the supervisor ends every child within seconds; after the lease each call runs again, once."""
     project = new(ENDLESS)
-    worker = project.worker("--concurrency", "3")
-    names = ["compute_in_c", "wait_long", "with_a_grandchild", "ignore_signals"]
+    worker = project.worker("--concurrency", "4")
+    names = ["compute_in_c", "wait_long", "sleep_long", "ignore_signals"]
     handles = [project.task(name).delay() for name in names]
-    until(lambda: len(project.lines("pids")) >= 5, 30, "all four calls running")
+    until(lambda: len(project.lines("pids")) >= 4, 30, "all four calls running")
+    short = [project.task("square").delay(n) for n in range(40)]
     children = worker.children
-    pids = {*map(int, project.lines("pids")), *children}
+    assert {int(pid) for pid in project.lines("pids")} <= set(children)
     worker.kill()
     until(lambda: not any(alive(pid) for pid in children), 10, "the end of all children")
-    until(lambda: not any(alive(pid) for pid in pids), 10, "the end of what they had started")
     project.worker("--concurrency", "3")
     done = {handle.id: handle.result(timeout=1) for handle in as_completed(handles, timeout=FIRST_LEASE_SECONDS + 60)}
     assert list(done.values()) == ["again"] * 4
+    assert [handle.result(timeout=30) for handle in short] == [n * n for n in range(40)]
     until(lambda: project.depth() == 0, 30, "an empty queue")
+
+
+@pytest.mark.parametrize("name", ["sleep_with_a_grandchild", "compute_beside_a_grandchild", "sleep_on_a_loop_with_a_grandchild"])
+def test_what_a_task_started_dies_with_a_killed_worker(own: Project, name: str) -> None:
+    """SIGKILL of the supervisor ends the processes that its tasks have started, too, be the task asleep or in a loop in C."""
+    own.task(name).options(timeout=1000).delay()
+    pid = int(until(lambda: own.lines("grandchildren"), what="the grandchild")[0])
+    assert alive(pid)
+    own.workers[0].kill()
+    until(lambda: not alive(pid), 10, "the end of the grandchild")

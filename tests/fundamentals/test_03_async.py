@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 @app.task
 async def fetch(name: str) -> str:
     """Work that waits for others. A worker runs hundreds of these at a time."""
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     return name.upper()
 
 

@@ -25,7 +25,7 @@ def name_of_queue() -> str:
     return current().queue
 
 
-@app.task
+@app.task(backoff=0)
 def fail_once() -> int:
     if current().attempt == 1:
         raise ConnectionError("not yet")
@@ -71,7 +71,7 @@ def test_eta_is_a_moment() -> None:
 
 def test_a_call_that_nobody_took_in_time_expires() -> None:
     """After `expires`, no attempt begins any more: stale work is dropped, and the caller is told."""
-    handle = square.options(expires=0.05, countdown=1.5).delay(3)
+    handle = square.options(expires=0.05, countdown=0.1).delay(3)
 
     with pytest.raises(CallExpired, match="expired before a worker took it"):
         handle.result(timeout=60)

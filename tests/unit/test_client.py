@@ -143,7 +143,7 @@ def test_the_environment_is_read_when_it_is_needed(monkeypatch: pytest.MonkeyPat
     ("url", "says"),
     [
         ("local://relative", "wants an absolute folder, as in local:///tmp/jobs"),
-        ("azure://Not_An_Account", "is no storage account's name"),
+        ("azure://Not_An_Account", "A storage account's name is 3 to 24 lower-case letters and digits"),
         ("sb://bus.example.com", "Service Bus"),
         ("nonsense", "This is no place that I know"),
         (f"AccountName=someaccount;AccountKey2={KEY}", "neither AccountKey nor SharedAccessSignature"),

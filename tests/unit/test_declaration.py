@@ -118,18 +118,21 @@ def test_a_task_is_named_after_its_function() -> None:
         ({"xyzzy": 3}, "'xyzzy' is not an option of a task. There are: name"),
         ({"countdown": 3}, "'countdown' is not an option of a task."),
         ({"key": "x"}, "'key' is not an option of a task."),
-        ({"retries": -1}, "retries must be a whole number of at least 0; got -1"),
-        ({"retries": 1.5}, "retries must be a whole number of at least 0; got 1.5"),
-        ({"retries": True}, "retries must be a whole number of at least 0; got True"),
-        ({"retries": None}, "retries must be a whole number of at least 0; got None"),
+        ({"retries": -1}, "retries must be a whole number from 0 to 1,000,000; got -1"),
+        ({"retries": 1.5}, "retries must be a whole number from 0 to 1,000,000; got 1.5"),
+        ({"retries": True}, "retries must be a whole number from 0 to 1,000,000; got True"),
+        ({"retries": None}, "retries must be a whole number from 0 to 1,000,000; got None"),
         ({"retries": "3"}, "got '3'"),
-        ({"max_deaths": 0}, "max_deaths must be a whole number of at least 1; got 0"),
+        ({"retries": 10**12}, "got 1000000000000"),
+        ({"timeout": 1e12}, "timeout must be seconds, from 0 to 315,360,000 (ten years)"),
+        ({"timeout": timedelta(days=9999)}, "ten years"),
+        ({"max_deaths": 0}, "max_deaths must be a whole number from 1 to 1,000,000; got 0"),
         ({"retry_on": "ValueError"}, "retry_on must be an exception class or a tuple of them; got 'ValueError'"),
         ({"retry_on": ()}, "retry_on must be an exception class or a tuple of them; got ()"),
         ({"retry_on": (ValueError, int)}, "retry_on must be an exception class"),
         ({"retry_on": [ValueError]}, "retry_on must be an exception class"),
         ({"retry_on": ValueError()}, "retry_on must be an exception class"),
-        ({"backoff": -1}, "backoff needs 0 <= first <= longest and factor >= 1"),
+        ({"backoff": -1}, "backoff needs 0 <= first <= longest <="),
         ({"backoff": math.nan}, "backoff needs"),
         ({"backoff": math.inf}, "backoff needs"),
         ({"backoff": True}, "backoff must be seconds or a Backoff(first, factor, longest); got True"),
@@ -137,7 +140,7 @@ def test_a_task_is_named_after_its_function() -> None:
         ({"backoff": Backoff(first=10, longest=5)}, "backoff needs"),
         ({"backoff": Backoff(factor=0.5)}, "backoff needs"),
         ({"timeout": 0}, "timeout must be more than 0 seconds; leave it out, or give None, for no bound."),
-        ({"timeout": -1}, "timeout must be seconds (a number of at least 0) or a timedelta; got -1"),
+        ({"timeout": -1}, "timeout must be seconds, from 0 to 315,360,000 (ten years), or a timedelta; got -1"),
         ({"timeout": "1h"}, "timeout must be seconds"),
         ({"timeout": math.inf}, "timeout must be seconds"),
         ({"timeout": math.nan}, "timeout must be seconds"),
@@ -202,7 +205,7 @@ def test_good_options_are_taken_in_every_form() -> None:
         ({"retires": 3}, "'retires' is not an option of a call. Did you mean 'retries'? There are: countdown, eta, expires"),
         ({"count_down": 3}, "Did you mean 'countdown'?"),
         ({"backoff": 3}, "'backoff' is not an option of a call."),
-        ({"countdown": -1}, "countdown must be seconds (a number of at least 0) or a timedelta; got -1"),
+        ({"countdown": -1}, "countdown must be seconds, from 0 to 315,360,000 (ten years), or a timedelta; got -1"),
         ({"countdown": datetime(2030, 1, 1, tzinfo=UTC)}, "countdown must be seconds"),
         ({"countdown": None}, "countdown must be seconds"),
         ({"eta": datetime(2030, 1, 1)}, "eta must have a time zone, as in datetime.now(timezone.utc)"),  # noqa: DTZ001
@@ -215,7 +218,7 @@ def test_good_options_are_taken_in_every_form() -> None:
         ({"expires": datetime(2030, 1, 1)}, "expires must have a time zone"),  # noqa: DTZ001
         ({"expires": "tomorrow"}, "expires must be seconds"),
         ({"expires": 0}, "expires must be more than 0 seconds"),
-        ({"retries": -1}, "retries must be a whole number of at least 0; got -1"),
+        ({"retries": -1}, "retries must be a whole number from 0 to 1,000,000; got -1"),
         ({"timeout": 0}, "timeout must be more than 0 seconds"),
         ({"queue": "GPU"}, "how about 'gpu'?"),
         ({"key": ""}, "key must be a text of 1 to 1024 characters; got ''"),
@@ -416,11 +419,20 @@ def test_what_is_no_id_has_no_handle(call_id: str) -> None:
         app.handle(call_id)
 
 
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2", None, True])
+def test_a_worker_of_no_size_is_refused(size: Any) -> None:
+    """It would take no call and say nothing."""
+    with pytest.raises(DeclarationError, match="concurrency must be a whole number"):
+        app.worker(concurrency=size)
+    with pytest.raises(DeclarationError, match="async_concurrency must be a whole number"):
+        app.worker(async_concurrency=size)
+
+
 def test_what_is_no_place_is_found_at_first_use() -> None:
     """With the forms that a place can take."""
     lost = App("lost", "ftp://somewhere")
 
-    with pytest.raises(ConfigurationError, match=r"This is no place that I know .* A place is azure://ACCOUNT"):
+    with pytest.raises(ConfigurationError, match=r"This is no place that I know\. A place is azure://ACCOUNT"):
         lost.submit(plain)
 
 

@@ -153,10 +153,13 @@ def test_an_outcome_in_another_codec_than_the_tasks_is_refused(
     """Whoever declared a task safe must not have a pickle decoded for it, whatever lies in the storage."""
     handle = again(safe_step.delay())
     end(handle, value="from a pickle", codec="cloudpickle")
-    before(handle)
+
+    def look() -> None:
+        before(handle)
+        handle.result()
 
     with pytest.raises(Malformed, match="is encoded with 'cloudpickle', and its task with 'msgpack'"):
-        handle.result()
+        look()
 
 
 def test_a_tasks_own_timeout_error_stays_apart(app: App) -> None:
@@ -230,7 +233,8 @@ async def _all(handle: Handle[Any]) -> list[Any]:
     return [each async for each in as_completed([handle])]
 
 
-OUTER = RunningCall(id="outer-1", run=1, attempt=1, task="t", queue="default", worker="w", root="outer-1")
+OUTER_ID = "b" * 16 + "-" + "0" * 12
+OUTER = RunningCall(id=OUTER_ID, run=1, attempt=1, task="t", queue="default", worker="w", root=OUTER_ID)
 
 
 @pytest.fixture
@@ -258,7 +262,7 @@ def test_waiting_in_a_task_is_refused(app: App, waiting: Callable[[Handle[Any]],
     handle = step.delay()
     end(handle)
 
-    with pytest.raises(WouldDeadlock, match=f"Call outer-1 must not wait for call {handle.id}"):
+    with pytest.raises(WouldDeadlock, match=f"Call {OUTER_ID} must not wait for call {handle.id}"):
         waiting(handle)
 
 
@@ -633,6 +637,14 @@ def test_gather_raises_the_first_error_in_order(app: App) -> None:
         gather(*handles, timeout=60)
 
 
+@pytest.mark.parametrize("waiting", [gather, as_completed, lambda *things: wait(things), wait])
+def test_only_handles_can_be_waited_for(app: App, waiting: Callable[..., object]) -> None:
+    """A list in place of its handles, or an id: the error says what it takes."""
+    handle = step.delay()
+    with pytest.raises(TypeError, match="handle"):
+        waiting([[handle]] if waiting in (as_completed, wait) else [handle])
+
+
 def test_gather_runs_out_of_time(app: App) -> None:
     """If one of them has not ended."""
     done, running_still = step.delay(), step.delay()
@@ -694,8 +706,8 @@ SILENCE = "Still waiting: no worker has been seen for app 'handles' at {place}. 
 
 @pytest.fixture
 def fresh(app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> App:
-    """The app in a process that has not complained yet, with a clock that needs no 15 seconds."""
-    monkeypatch.setattr("ai4s.jobq.client.SILENCE_SECONDS", 0.02)
+    """The app in a process that has not complained yet and complains at once, not after 15 seconds."""
+    monkeypatch.setattr("ai4s.jobq.client.SILENCE_SECONDS", 0.0)
     monkeypatch.setattr(app.client, "_silence_noted", False)
     caplog.set_level(logging.WARNING, logger="ai4s.jobq")
     return app
@@ -710,12 +722,12 @@ def test_waiting_without_a_worker_is_said_once(fresh: App, caplog: pytest.LogCap
     """In one line: where was looked, that nobody works there, and how to start somebody."""
     for _ in range(2):
         with pytest.raises(ResultTimeout):
-            step.delay().result(timeout=0.2)
+            step.delay().result(timeout=0.3)
 
     assert said(caplog) == [SILENCE.format(place=fresh.client.place.label)]
 
 
-@pytest.mark.parametrize("waiting", [lambda h: wait([h], timeout=0.2), lambda h: asyncio.run(_wait_async(h))])
+@pytest.mark.parametrize("waiting", [lambda h: wait([h], timeout=0.3), lambda h: asyncio.run(_wait_async(h))])
 def test_waiting_for_many_says_it_as_well(
     fresh: App, caplog: pytest.LogCaptureFixture, waiting: Callable[[Handle[Any]], object]
 ) -> None:
@@ -726,14 +738,14 @@ def test_waiting_for_many_says_it_as_well(
 
 
 async def _wait_async(handle: Handle[Any]) -> None:
-    await await_([handle], timeout=0.2)
+    await await_([handle], timeout=0.3)
 
 
 def test_nothing_is_said_before_its_time(fresh: App, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may take a while to start."""
     monkeypatch.setattr("ai4s.jobq.client.SILENCE_SECONDS", 15.0)
     with pytest.raises(ResultTimeout):
-        step.delay().result(timeout=0.2)
+        step.delay().result(timeout=0.3)
 
     assert said(caplog) == []
 
@@ -746,7 +758,7 @@ def test_nothing_is_said_where_a_worker_was_seen(fresh: App, caplog: pytest.LogC
 
     fresh.client.run(show_up)
     with pytest.raises(ResultTimeout):
-        step.delay().result(timeout=0.2)
+        step.delay().result(timeout=0.3)
 
     assert said(caplog) == []
 
@@ -759,6 +771,6 @@ def test_a_worker_that_has_stopped_is_nobody(fresh: App, caplog: pytest.LogCaptu
 
     fresh.client.run(leave)
     with pytest.raises(ResultTimeout):
-        step.delay().result(timeout=0.2)
+        step.delay().result(timeout=0.3)
 
     assert said(caplog) == [SILENCE.format(place=fresh.client.place.label)]

@@ -10,9 +10,10 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,7 @@ Home = Callable[[dict[str, str], str], ModuleType]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """Writes files, imports a module among them, and forgets it afterwards."""
     folder = tmp_path / "home"
     known = set(sys.modules)
@@ -43,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
         return importlib.import_module(module)
 
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    yield write  # type: ignore[misc]  # a generator fixture
+    yield write
     for name in set(sys.modules) - known:
         del sys.modules[name]
 
@@ -86,10 +87,9 @@ def test_a_function_travels_with_its_policy() -> None:
 
 def test_a_function_that_holds_what_cannot_travel_is_refused() -> None:
     """The error says what stands in the way."""
-    file = io.TextIOWrapper(io.BytesIO())
-    with pytest.raises(NotSerializable, match="TextIOWrapper"):
-        function_payload(lambda: file, RetryPolicy())
-    file.close()
+    lock = threading.Lock()
+    with pytest.raises(NotSerializable, match="lock"):
+        function_payload(lambda: lock, RetryPolicy())
 
 
 def local_function() -> Callable[[], None]:
@@ -189,7 +189,7 @@ def test_the_same_files_make_the_same_bytes(home: Home, tmp_path: Path) -> None:
     assert module_payload(module) != before
 
 
-@pytest.mark.parametrize("name", ["math", "sys", "_io"])
+@pytest.mark.parametrize("name", ["math", "sys", "_ctypes"])
 def test_what_has_no_source_is_refused(name: str) -> None:
     """A built-in or compiled module cannot be shipped, and the error says so at declaration."""
     module = importlib.import_module(name)

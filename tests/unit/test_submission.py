@@ -153,6 +153,25 @@ def test_shipped_modules_too_large_are_refused(app: App, tmp_path: Path, monkeyp
     sender.close()
 
 
+# where a worker looks for it
+
+
+class Methods:
+    """Tasks need not stand at the top of a module."""
+
+    @staticmethod
+    @declared.task
+    def twice(x: int) -> int:
+        return 2 * x
+
+
+def test_a_task_in_a_class_is_found_by_a_worker(app: App, jobq_worker: Callable[..., object]) -> None:
+    """What is sent by name has to be found by name: else nobody could run it, and its caller would wait for ever."""
+    jobq_worker(app)
+
+    assert Methods.twice.delay(4).result(timeout=20) == 8
+
+
 # what a message says
 
 
@@ -245,12 +264,13 @@ def test_a_call_outside_a_task_has_no_parent(app: App) -> None:
 
 def test_a_call_made_in_a_task_knows_its_parent_and_its_root(app: App) -> None:
     """So that what belongs together can be found, however deep."""
-    outer = RunningCall(id="child-1", run=1, attempt=1, task="t", queue="default", worker="w", root="root-1")
+    parent, root = (f"{letter * 16}-{0:012d}" for letter in "pr")
+    outer = RunningCall(id=parent, run=1, attempt=1, task="t", queue="default", worker="w", root=root)
     with running(outer):
         step.delay()
         app.submit(lambda: None)
 
-    assert [(call.parent, call.root) for call in calls(app)] == [("child-1", "root-1")] * 2
+    assert [(call.parent, call.root) for call in calls(app)] == [(parent, root)] * 2
 
 
 # code by value

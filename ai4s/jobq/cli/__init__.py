@@ -7,7 +7,9 @@ Next: `target.py` for what TARGET means, `worker.py` for the worker's options.
 
 from __future__ import annotations
 
+import logging
 import sys
+import traceback
 
 import click
 
@@ -74,5 +76,7 @@ def _run(command: click.Command) -> None:
     try:
         command()
     except JobQError as exc:
+        if logging.getLogger("ai4s.jobq").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
         click.echo(f"Error: {exc}", err=True)
         sys.exit(MISUSED if isinstance(exc, ConfigurationError | DeclarationError) else FAILED)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..client import url_of
 from ..config import default_url, read_settings
 from ..errors import ConfigurationError
 from ..layout import check_app_name
@@ -40,7 +41,5 @@ def _place_url(place: str) -> str:
     if place == "local":
         return default_url(read_settings(), Path.cwd())
     if place == "azurite":
-        return "azurite://"
-    if "://" in place:
-        return place
-    return f"azure://{place}"
+        place = "azurite://"
+    return url_of(place if "://" in place else f"azure://{place}")

@@ -59,8 +59,6 @@ CROWDED_DELAY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 """Between tries of a step that the storage did not take; on top of what the transport tried by itself."""
 
-MAX_RAW_CHARS = 4_096
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -154,7 +152,7 @@ class Attempts:
     async def _bury_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: MessageError) -> None:
         log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, printable(str(exc)))
         self.counts.failed += 1
-        letter = DeadLetter(reason=f"{type(exc).__name__}: {exc}", raw=delivery.body[:MAX_RAW_CHARS])
+        letter = DeadLetter(reason=f"{type(exc).__name__}: {exc}", raw=delivery.body)
         await _patiently(lease, lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
         await _patiently(lease, lease.delete)
 

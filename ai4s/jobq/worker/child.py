@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -54,8 +55,11 @@ class Channel:
 
 def main(descriptor: int) -> None:
     """Serve the supervisor at the other end of this socket until it says no more."""
+    os.set_inheritable(descriptor, False)  # what a task starts must not hold the supervisor's line open
+    connection = socket.socket(fileno=descriptor)
     _die_with_parent()
-    channel = Channel(socket.socket(fileno=descriptor))
+    _guard_process_group(connection)
+    channel = Channel(connection)
     setup = channel.receive()
     assert isinstance(setup, ChildSetup)
     try:
@@ -83,6 +87,27 @@ def _die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, as a task that holds the GIL would never notice."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _guard_process_group(connection: socket.socket) -> None:
+    """Fork a guard that kills this process group when the supervisor is gone, with all that tasks have started in it.
+
+    This process may be dead by then, or in a loop that never looks. Forked twice, so that no task finds a child that it did
+    not start; without exec, as no thread runs yet. It ends with the group, which the supervisor ends when this process has.
+    """
+    if sys.platform != "linux":
+        return
+    first = os.fork()
+    if first:
+        os.waitpid(first, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    poll = select.poll()
+    poll.register(connection, 0)  # nothing but the hang-up, which comes when the other end is closed for good
+    while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll()):
+        continue
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve_jobs(channel: Channel, execution: Execution) -> None:

@@ -23,13 +23,16 @@ log = logging.getLogger("ai4s.jobq.worker")
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL for a process group that has to go."""
 
+LAST_WORDS_SECONDS = 1.0
+"""For the last reports of a process that has ended, or the end of one that says no more."""
+
 
 class ChildDied(Exception):
-    """The child's process ended; the text says how. `on_purpose` says that the supervisor wanted it."""
+    """The child's process ended; the text says how. `on_purpose` says that no job caused it, `jobs` how many it had then."""
 
-    def __init__(self, cause: str, *, on_purpose: bool) -> None:
+    def __init__(self, cause: str, *, on_purpose: bool, jobs: int) -> None:
         super().__init__(cause)
-        self.on_purpose = on_purpose
+        self.on_purpose, self.jobs = on_purpose, jobs
 
 
 class Child:
@@ -41,7 +44,7 @@ class Child:
         self._jobs: dict[int, asyncio.Future[Report]] = {}
         self._process, self._reader, self._writer = process, reader, writer
         self._killed = False
-        self._reading: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, setup: ChildSetup) -> tuple[Child, Ready]:
@@ -66,15 +69,16 @@ class Child:
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):
-            return Ready(problem=f"A child process ended while it started ({await self._cause()}).")
+            await self._process.wait()
+            return Ready(problem=f"A child process ended while it started ({self._cause()}).")
         assert isinstance(first, Ready)
-        self._reading = asyncio.create_task(self._read())
+        self._serving = asyncio.create_task(self._serve())
         return first
 
     @property
     def alive(self) -> bool:
         """Whether it can still be given jobs."""
-        return self._reading is not None and not self._reading.done() and not self._killed
+        return self._serving is not None and not self._serving.done() and not self._killed
 
     async def run(self, job: Job) -> Report:
         """Have a job run; raises ChildDied if the process ends first. Cancelling this leaves the job running."""
@@ -82,7 +86,7 @@ class Child:
         self._jobs[job.number] = future
         try:
             if not self.alive:
-                raise ChildDied("it had ended before", on_purpose=self._killed)
+                raise ChildDied("it had ended before", on_purpose=True, jobs=1)
             self._writer.write(to_frame(job))
             return await future
         finally:
@@ -110,8 +114,8 @@ class Child:
         # Also when the leader went in time: what it started may not have.
         self._signal(signal.SIGKILL)
         await self._process.wait()
-        if self._reading is not None:
-            await self._reading
+        if self._serving is not None:
+            await self._serving
         self._writer.close()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -119,6 +123,25 @@ class Child:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             return
+
+    async def _serve(self) -> None:
+        """Take reports until the process ends or makes no sense any more; then end what is left of it, and all its jobs.
+
+        The process is watched as well as the socket: whatever it started may hold its end of the socket open.
+        """
+        reading, ending = asyncio.create_task(self._read()), asyncio.create_task(self._process.wait())
+        await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+        # Give the other one a moment: the last reports to be read, or a process that closed its end to go by itself.
+        await asyncio.wait({reading, ending}, timeout=LAST_WORDS_SECONDS)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        # The group's number is not given to others while anything of it lives; what lives is what has to go.
+        self._signal(signal.SIGKILL)
+        await ending
+        died = ChildDied(self._cause(), on_purpose=self._killed, jobs=len(self._jobs))
+        for future in self._jobs.values():
+            if not future.done():
+                future.set_exception(died)
 
     async def _read(self) -> None:
         try:
@@ -129,22 +152,15 @@ class Child:
                 if future is not None and not future.done():
                     future.set_result(message)
         except (asyncio.IncompleteReadError, ConnectionError):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+            return
         except Exception:  # whatever it said, it cannot be trusted to say more
             log.exception("A child process said something that makes no sense; it is ended.")
-        finally:
-            # It may live on with its end closed, and nothing more can come of it.
-            self._signal(signal.SIGKILL)
-            cause = await self._cause()
-            for future in self._jobs.values():
-                if not future.done():
-                    future.set_exception(ChildDied(cause, on_purpose=self._killed))
 
     async def _receive(self) -> object:
         length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
         return from_body(await self._reader.readexactly(length))
 
-    async def _cause(self) -> str:
-        code = await self._process.wait()
+    def _cause(self) -> str:
+        code = self._process.returncode
+        assert code is not None
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"

@@ -1,7 +1,8 @@
 """Children by the kind of their tasks: one job each for plain functions, many on a loop for coroutines.
 
 A child is made when it is needed and kept. One that has other shipped modules than a call needs is replaced
-while idle, since a process cannot hold two versions of a module. A child that dies takes its own jobs with it and nothing else.
+while idle, since a process cannot hold two versions of a module. A child that dies takes its own jobs with it and nothing else; if
+several shared it, none is charged, and each runs alone from then on.
 
 Next: `child_process.py`.
 """
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..errors import ConfigurationError
-from ..lifecycle import Died, Preempted, TimedOut
+from ..lifecycle import Died, Disturbed, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from .child_process import GRACE_SECONDS, Child, ChildDied
 from .jobs import ChildSetup, Job, Ready, Report
@@ -21,7 +22,7 @@ from .jobs import ChildSetup, Job, Ready, Report
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
-Ending = Report | TimedOut | Died | Preempted
+Ending = Report | TimedOut | Died | Preempted | Disturbed
 
 
 class Crew:
@@ -66,7 +67,7 @@ class Crew:
             await self._stop(child, job, running)
             return Preempted() if left.done() else TimedOut(_timeout_failure(job.call))
         except ChildDied as exc:
-            return Preempted() if exc.on_purpose else Died(_death(job.call, exc))
+            return _after_death(job.call, exc, leaving)
         finally:
             left.cancel()
             running.cancel()
@@ -130,6 +131,7 @@ class Executors:
         self.sizes = {Pool.PROCESS: concurrency, Pool.THREAD: concurrency, Pool.ASYNC: async_concurrency}
         self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency)
         # Threads run in the loops' children, which have room for both.
+        self._alone = Crew(replace(setup, pool=Pool.ASYNC, capacity=1), LOOP_CHILDREN)
         self._loops = Crew(replace(setup, pool=Pool.ASYNC, capacity=concurrency + async_concurrency), LOOP_CHILDREN)
 
     async def first(self) -> Ready:
@@ -138,12 +140,20 @@ class Executors:
 
     async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
         """Run a job in the kind of child that its pool names."""
-        crew = self._processes if job.call.pool is Pool.PROCESS else self._loops
+        crew = self._processes if job.call.pool is Pool.PROCESS else self._alone if job.call.alone else self._loops
         return await crew.run(job, shipped, leaving)
 
     async def close(self) -> None:
         """End all children."""
-        await asyncio.gather(self._processes.close(), self._loops.close())
+        await asyncio.gather(self._processes.close(), self._loops.close(), self._alone.close())
+
+
+def _after_death(call: Call, exc: ChildDied, leaving: asyncio.Event) -> Ending:
+    if leaving.is_set():
+        return Preempted()
+    if exc.on_purpose or exc.jobs > 1:
+        return Disturbed(suspect=not exc.on_purpose)
+    return Died(_death(call, exc))
 
 
 def _timeout_failure(call: Call) -> Failure:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..app import App
-from ..client import Client
+from ..client import Client, Origin
 from ..errors import ConfigurationError
 from ..layout import DEFAULT_QUEUE
 from ..task import Task
@@ -39,7 +39,7 @@ def load(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
         tasks = _tasks_in(served.app, setup.modules)
         for task in tasks.values():
             # What these tasks submit must go where this worker looks, whatever their module says of its app's place.
-            task.client.move(served.url, served.signing_keys, served.create)
+            task.client.move(Origin(served.url, served.signing_keys, served.create))
     _ = client.place  # from now on known to whatever is unpickled here
     return client, tasks
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..clock import boottime
 from ..config import read_settings
@@ -90,7 +89,7 @@ class Worker:
 
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
         while not self._shutdown.draining.is_set():
-            await self._unless_draining(self._slots.until_room())
+            await self._shutdown.unless_draining(self._slots.until_room())
             # Not to be cancelled: messages that were received and not given back would be hidden until their lease ends.
             found = await self._poller.fetch(self._slots.room())
             if found is not None:
@@ -102,19 +101,7 @@ class Worker:
             elif await self._is_over():
                 self._shutdown.drain("There is nothing left to do")
             else:
-                await self._unless_draining(self._poller.rest())
-
-    async def _unless_draining(self, pause: Coroutine[Any, Any, None]) -> None:
-        """Sit out a pause, but not once nothing new is to be taken."""
-        waits = {asyncio.create_task(pause), asyncio.create_task(self._shutdown.draining.wait())}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+                await self._shutdown.unless_draining(self._poller.rest())
 
     async def _run(self, line: Line, delivery: Delivery) -> None:
         try:
@@ -156,7 +143,9 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
         async with shutdown.listening(), AsyncExitStack() as stack:
             executors = Executors(plan.setup, concurrency=plan.concurrency, async_concurrency=plan.async_concurrency)
             stack.push_async_callback(executors.close)
-            first = await executors.first()
+            first = await shutdown.unless_draining(executors.first())
+            if first is None:
+                return
             assert first.served is not None
             ledger = await _open_ledger(first.served, stack)
             groups = parse_queues(ledger.app, plan.queues or [",".join(first.queues)])

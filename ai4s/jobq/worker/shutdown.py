@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 log = logging.getLogger("ai4s.jobq.worker")
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -40,6 +43,17 @@ class Shutdown:
         if self.draining.is_set():
             self._leave()
         self.drain(f"{name} received")
+
+    async def unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await `work`, or cancel it once nothing new is to be taken: then None."""
+        working, draining = asyncio.create_task(work), asyncio.create_task(self.draining.wait())
+        try:
+            await asyncio.wait({working, draining}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            for task in (working, draining):
+                task.cancel()
+            await asyncio.gather(working, draining, return_exceptions=True)
 
     def _leave(self) -> None:
         if not self.leaving.is_set():
