@@ -23,6 +23,7 @@ from .message import Backoff
 from .options import task_options
 from .payload import check_shipped, is_importable
 from .resource import Resource
+from .retry import whole_number
 from .task import Shipment, Task, check_function
 
 P = ParamSpec("P")
@@ -178,6 +179,8 @@ class App:
         It ends in good order with the block (what has not begun goes back), and with this process, however that ends.
         Raises ConfigurationError if it cannot start.
         """
+        for name, size in (("concurrency", concurrency), ("async_concurrency", async_concurrency)):
+            whole_number(name, size, least=1)
         named = tuple(layout.check_queue_name(self.name, queue) for queue in queues)
         used = dict.fromkeys([layout.DEFAULT_QUEUE, *(task.declared.queue for task in self.tasks.values())])
         modules = dict.fromkeys(task.function.__module__ for task in self.tasks.values() if task.importable)

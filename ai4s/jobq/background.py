@@ -57,6 +57,8 @@ class BackgroundWorker:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> BackgroundWorker:
+        if self._process is not None:
+            raise ConfigurationError("This worker runs already; app.worker() makes another one.")
         command = [sys.executable, "-m", "ai4s.jobq.worker"]
         # A session of its own: Ctrl-C is for this program, which ends the worker when it leaves the block.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -45,6 +45,10 @@ class Codec(Protocol):
     def loads(self, data: bytes) -> Any: ...
 
 
+_BUILT_IN = (type(None), type(...), type(NotImplemented))
+"""Classes that have no name to be imported by, and yet are everywhere."""
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pickler is untyped
     """Notices code that travels by value, and lets a guard see every object of a class that is not built in."""
 
@@ -62,7 +66,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pick
                 self.refusal = exc
                 raise
         reduced = super().reducer_override(obj)
-        if reduced is not NotImplemented and isinstance(obj, FunctionType | type):
+        if reduced is not NotImplemented and isinstance(obj, FunctionType | type) and obj not in _BUILT_IN:
             self.has_code = True
         return reduced
 

@@ -33,6 +33,8 @@ class _Rounds(Generic[R]):
     def __init__(self, handles: Iterable[Handle[R]], timeout: float | None) -> None:
         self.pending: dict[Client, dict[tuple[str, int], list[Handle[R]]]] = defaultdict(lambda: defaultdict(list))
         for handle in handles:
+            if not isinstance(handle, Handle):
+                raise TypeError(f"This takes handles, as in gather(*handles) or wait(handles); got {handle!r}.")
             refuse_to_wait(handle.id)
             self.pending[handle.client][handle.id, handle.run].append(handle)
         self._pace = Pace(timeout)

@@ -55,13 +55,10 @@ class Ledger:
         """Make it on its first use; whoever comes meanwhile waits for the same request, and a failure is tried anew."""
         if not self._create:
             return
-        if what not in self._ready:
+        made_before = self._ready.get(what)
+        if made_before is None or (made_before.done() and (made_before.cancelled() or made_before.exception())):
             self._ready[what] = asyncio.ensure_future(_create(made))
-        try:
-            await asyncio.shield(self._ready[what])
-        except Exception:
-            self._ready.pop(what, None)
-            raise
+        await asyncio.shield(self._ready[what])
 
     # messages
 
@@ -72,13 +69,14 @@ class Ledger:
         """
         queue = await self.queue(call.queue)
         call, text = await self.sealed(call, ROOM_BYTES)
-        give_up, wait = boottime() + SEND_BUDGET_SECONDS, 0.1
+        give_up, wait, maybe_done = boottime() + SEND_BUDGET_SECONDS, 0.1, False
         while True:
             try:
                 return await queue.send(text, delay_seconds=min(delay_seconds, MAX_DELAY_SECONDS))
             except Unreachable as exc:
+                maybe_done = maybe_done or exc.maybe_done
                 if boottime() + wait > give_up:
-                    raise
+                    raise Unreachable(str(exc), maybe_done=maybe_done) from exc
                 if exc.maybe_done and not call.resent:
                     call, text = await self.sealed(replace(call, resent=True), ROOM_BYTES)
             await asyncio.sleep(wait * (0.5 + random.random() / 2))

@@ -53,14 +53,14 @@ def function_payload(function: Callable[..., Any], policy: RetryPolicy) -> bytes
 
 def module_payload(module: ModuleType) -> bytes:
     """A zip of a module's source, or of a package's folder, at its place in the tree of packages; raises DeclarationError."""
+    files = sorted(_files(module))
+    size = sum(path.stat().st_size for _, path in files)
+    if size > MAX_SHIPPED_BYTES:
+        raise DeclarationError(f"The module {module.__name__} is too large to ship ({size} bytes): install it on the workers.")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in sorted(_files(module)):
+        for name, path in files:
             archive.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    if buffer.tell() > MAX_SHIPPED_BYTES:
-        raise DeclarationError(
-            f"The module {module.__name__} is too large to ship ({buffer.tell()} bytes): install it on the workers."
-        )
     return buffer.getvalue()
 
 
@@ -83,11 +83,17 @@ def _source(module: ModuleType) -> Path:
 
 
 def check_shipped(modules: Iterable[object]) -> tuple[ModuleType, ...]:
-    """`modules` if all are modules that can be shipped; raises DeclarationError."""
-    checked = tuple(modules)
+    """The modules to ship, whole packages for parts of them; raises DeclarationError for what cannot be shipped."""
+    checked = tuple(dict.fromkeys(_whole(module) for module in modules))
     for module in checked:
-        if not isinstance(module, ModuleType):
-            raise DeclarationError(f"ship takes modules, as in ship=[mymodule]; got {module!r}.")
         if not getattr(module, "__path__", None):
             _source(module)
-    return tuple(module for module in checked if isinstance(module, ModuleType))
+    return checked
+
+
+def _whole(module: object) -> ModuleType:
+    """The package that a module is a part of, unless that is a namespace: a part alone would not import under its own name."""
+    if not isinstance(module, ModuleType):
+        raise DeclarationError(f"ship takes modules, as in ship=[mymodule]; got {module!r}.")
+    above = sys.modules.get(module.__name__.partition(".")[0], module)
+    return module if getattr(above, "__file__", None) is None else above

@@ -48,6 +48,7 @@ class Portal:
         """Run `last`, then end what still runs, the loop and the thread."""
         with contextlib.suppress(RuntimeError):  # at interpreter's end the loop may be gone before us
             asyncio.run_coroutine_threadsafe(_cancel_others_then(last), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 from .errors import Malformed, NotFound
@@ -37,35 +38,38 @@ def _digest(data: bytes | Path) -> Spill:
 async def fetch(store: Store, name: str, spill: Spill) -> bytes:
     """The spilled bytes in memory; raises Malformed if they are missing or not the ones that were spilled."""
     data = bytearray()
-    async for block in _blocks(store, name, spill):
-        data += block
+    async with aclosing(_blocks(store, name, spill)) as blocks:
+        async for block in blocks:
+            data += block
     return bytes(data)
 
 
 async def fetch_to(store: Store, name: str, spill: Spill, path: Path) -> None:
     """The spilled bytes in a file, which is complete when this returns; raises Malformed as `fetch` does."""
     with path.open("wb") as file:
-        async for block in _blocks(store, name, spill):
-            await asyncio.to_thread(file.write, block)
+        async with aclosing(_blocks(store, name, spill)) as blocks:
+            async for block in blocks:
+                await asyncio.to_thread(file.write, block)
 
 
-async def _blocks(store: Store, name: str, spill: Spill) -> AsyncIterator[bytes]:
+async def _blocks(store: Store, name: str, spill: Spill) -> AsyncGenerator[bytes, None]:
     """The blocks in order, a few requested ahead; the last one is given out only after all were verified."""
     sha256, size, pending = hashlib.sha256(), 0, b""
-    async for block in _ahead(store, name, spill.size):
-        await asyncio.to_thread(sha256.update, block)
-        size += len(block)
-        if len(block) < BLOCK_BYTES and size < spill.size:
-            break  # a size that lies must not cost a request for each block that is not there
-        if pending:
-            yield pending
-        pending = block
+    async with aclosing(_ahead(store, name, spill.size)) as blocks:
+        async for block in blocks:
+            await asyncio.to_thread(sha256.update, block)
+            size += len(block)
+            if len(block) < BLOCK_BYTES and size < spill.size:
+                break  # a size that lies must not cost a request for each block that is not there
+            if pending:
+                yield pending
+            pending = block
     if size != spill.size or sha256.hexdigest() != spill.sha256:
         raise Malformed(f"The blob {name!r} is not what was spilled there ({size} of {spill.size} bytes, or other ones).")
     yield pending
 
 
-async def _ahead(store: Store, name: str, size: int) -> AsyncIterator[bytes]:
+async def _ahead(store: Store, name: str, size: int) -> AsyncGenerator[bytes, None]:
     starts = iter(range(0, size, BLOCK_BYTES))
     waiting = [asyncio.create_task(_block(store, name, at)) for _, at in zip(range(BLOCKS_IN_FLIGHT), starts, strict=False)]
     try:

@@ -102,26 +102,37 @@ class Task(Generic[P, D, R]):
         Raises DeclarationError for anything else, and for values that cannot be.
         """
         chosen = call_options(self.client.name, self._chosen, changes, self.declared.pool)
-        return Task(self.client, self.function, declared=self.declared, shipment=self._shipment, chosen=chosen)
+        return self.configured(chosen)
 
     @property
     def importable(self) -> bool:
         """Whether a worker finds this task by importing its module; if not, its function travels with each call."""
+        return self._importable() is not None
+
+    def _importable(self) -> Task[P, D, R] | None:
+        """The task that importing this function's module and looking up its name gives, if it is of the same function."""
         if not is_importable(self.function, self._shipment.names):
-            return False
+            return None
         found: Any = sys.modules.get(self.function.__module__)
         for part in self.function.__qualname__.split("."):
             found = getattr(found, part, None)
-        return isinstance(found, Task) and found.function is self.function
+        return found if isinstance(found, Task) and found.function is self.function else None
 
     def __repr__(self) -> str:
         return f"<Task {self.name} of {self.client.name}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        found = self._importable()
+        if found is None:
+            return super().__reduce_ex__(protocol)
+        if found is not self:
+            return (_configured, (found, self._chosen))
         # Pickle takes a string as "import this"; whatever else pickles code (cloudpickle) then finds it likewise.
-        if self.importable and self._chosen == CallOptions():
-            return self.function.__qualname__
-        return super().__reduce_ex__(protocol)
+        return self.function.__qualname__
+
+    def configured(self, chosen: CallOptions) -> Task[P, D, R]:
+        """The same task with these options."""
+        return Task(self.client, self.function, declared=self.declared, shipment=self._shipment, chosen=chosen)
 
     def _order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
         args, kwargs = self._bound(args, kwargs)
@@ -149,6 +160,10 @@ class Task(Generic[P, D, R]):
             return args, kwargs
         bound.apply_defaults()
         return bound.args, dict(sorted(bound.kwargs.items()))
+
+
+def _configured(task: Task[Any, Any, Any], chosen: CallOptions) -> Task[Any, Any, Any]:
+    return task.configured(chosen)
 
 
 def _plain(signature: inspect.Signature) -> inspect.Signature:

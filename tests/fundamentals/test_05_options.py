@@ -126,4 +126,4 @@ def test_options_can_be_changed_step_by_step(gate: Gate) -> None:
 def test_a_misspelt_option_is_found_out() -> None:
     """With a guess at what was meant."""
     with pytest.raises(DeclarationError, match=r"'retires' is not an option of a call\. Did you mean 'retries'\?"):
-        square.options(retires=3)
+        square.options(retires=3)  # type: ignore[call-arg]

@@ -39,7 +39,7 @@ def test_msgpack_carries_plain_data() -> None:
 
 def test_msgpack_refuses_anything_else_at_the_caller() -> None:
     """By the name of its type, before anything is sent."""
-    with pytest.raises(NotSerializable, match="takes None, bool, int, float, str, bytes, list, tuple and dict.*; got complex"):
+    with pytest.raises(NotSerializable, match=r"takes None, bool, int, float, str, bytes, list, tuple and dict.*; got complex"):
         summarize.delay([1j], name="run 1")  # type: ignore[list-item]
 
 

@@ -23,10 +23,11 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The app at one place and then at the other, each with a worker."""
     folder = tmp_path_factory.mktemp("place")
     url = f"local://{folder}" if request.param == "local" else request.getfixturevalue("azurite_url")
-    before = app.client.move(url, None, create=True)
+    before = app.client.origin
+    app.client.move(before._replace(url=url))
     with app.worker(concurrency=2):
         yield
-    app.client.move(*before)
+    app.client.move(before)
 
 
 @app.task

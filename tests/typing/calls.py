@@ -96,6 +96,10 @@ def configured_copies() -> None:
 
     patient.delay("x")  # type: ignore[arg-type]
     square.options(5)  # type: ignore[call-arg]
+    square.options(retires=5)  # type: ignore[call-arg]
+    square.options(retries="5")  # type: ignore[arg-type]
+    square.options(eta="tomorrow")  # type: ignore[arg-type]
+    square.options(codec="msgpack")  # type: ignore[call-arg]
 
 
 def submitted_functions() -> None:

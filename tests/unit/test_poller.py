@@ -335,7 +335,7 @@ async def test_a_cancelled_rest_leaves_nobody_idling(world: Callable[..., World]
 async def test_a_queue_in_trouble_is_asked_ever_more_rarely_and_said_once(
     error: type[TransportError], longest: float, world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line for a series of faults; pauses up to 10 s where it may pass, 30 s where a person has to act; then all is as before."""
+    """One line for a series; pauses up to 10 s where it may pass, 30 s where a person has to act; then all is as before."""
     here = world("a")
     here.queues["a"].fault = error()
     with caplog.at_level(logging.INFO):

@@ -224,7 +224,13 @@ class Attempts:
     async def _mark(self, attempt: Attempt) -> None:
         """Note in the message that an attempt begins, so that one that never settles is known to have died."""
         _, text = await self._ledger.sealed(replace(attempt.call, mark=attempt.token))
-        await _patiently(attempt.lease, lambda: attempt.lease.renew(text))
+        try:
+            await _patiently(attempt.lease, lambda: attempt.lease.renew(text))
+        except LeaseLost:
+            # Lost before its time: most likely only the answer was, and the mark is there. Left behind it would count
+            # as a death though nothing had run; so go on, as under any lost lease: a success may still count.
+            if not attempt.lease.in_time:
+                raise
 
     async def _outcome_of(self, attempt: Attempt, number: int, arguments: Path, value: Path) -> Happening:
         call = attempt.call

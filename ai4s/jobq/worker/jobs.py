@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgpack
 
+from ..errors import Malformed
 from ..fields import from_map, to_map
 from ..message import Call, Failure, Pool
 
@@ -106,7 +107,10 @@ def to_frame(message: ChildSetup | Ready | Job | Cancel | Report) -> bytes:
 
 
 def from_body(body: bytes) -> ChildSetup | Ready | Job | Cancel | Report:
-    """The message in a frame's body."""
-    kind, values = msgpack.unpackb(body)
-    message: ChildSetup | Ready | Job | Cancel | Report = from_map(_KINDS[kind], values)
+    """The message in a frame's body; raises MessageError if it is none."""
+    try:
+        kind, values = msgpack.unpackb(body)
+        message: ChildSetup | Ready | Job | Cancel | Report = from_map(_KINDS[kind], values)
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as exc:
+        raise Malformed(f"These {len(body)} bytes are no frame ({type(exc).__name__}).") from exc
     return message

@@ -45,7 +45,12 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether the delivery is surely still ours."""
-        return not self._lost and self._clock() < self._deadline
+        return not self._lost and self.in_time
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the deadline is still to come, whatever has been heard of the receipt."""
+        return self._clock() < self._deadline
 
     @property
     def due(self) -> bool:

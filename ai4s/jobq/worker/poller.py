@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..clock import boottime
-from ..errors import AccessDenied, ConfigurationError, NotFound, PlaceTaken, TransportError, Unreachable
+from ..errors import ConfigurationError, TransportError, Unreachable
 from ..layout import check_queue_name
 from ..ledger import Ledger
 from ..transports.base import Delivery, Queue
@@ -81,14 +81,13 @@ class Line:
         pause = min(LONGEST_PAUSE_SECONDS, AWAKE_PAUSE_SECONDS + GROWTH * max(0.0, asleep))
         self.due = now + pause * random.uniform(0.75, 1.25)
 
-    def woke(self, exc: BaseException | None) -> None:
-        """Note that its pause is over, or could not even be begun."""
-        if exc is None:
-            self.due = 0.0
-        elif isinstance(exc, TransportError):
+    async def idle(self, seconds: float) -> None:
+        """Sleep until there may be messages; a queue that cannot tell is slept for all the same."""
+        try:
+            await self.queue.idle(max(0.0, seconds))
+        except TransportError as exc:
             self.failed(exc)
-        else:
-            raise exc
+            await asyncio.sleep(self.due - boottime())
 
     def failed(self, exc: TransportError) -> None:
         """Note a fault: the first of a series is said, and each one makes the pause longer."""
@@ -133,12 +132,13 @@ class Poller:
     async def rest(self) -> None:
         """Sleep until a queue is due, or something is known to have been sent."""
         now = boottime()
-        sleeps = [asyncio.create_task(line.queue.idle(max(0.0, line.due - now))) for line in self.lines]
+        sleeps = [asyncio.create_task(line.idle(line.due - now)) for line in self.lines]
         try:
             await asyncio.wait(sleeps, return_when=asyncio.FIRST_COMPLETED)
             for line, sleep in zip(self.lines, sleeps, strict=True):
                 if sleep.done():
-                    line.woke(sleep.exception())
+                    sleep.result()
+                    line.due = 0.0
         finally:
             for sleep in sleeps:
                 sleep.cancel()
@@ -151,7 +151,7 @@ class Poller:
     async def _receive(self, line: Line, room: int) -> list[Delivery]:
         try:
             deliveries = await line.queue.receive(room, lease_seconds=FIRST_LEASE_SECONDS)
-        except (Unreachable, AccessDenied, NotFound, PlaceTaken) as exc:
+        except TransportError as exc:
             line.failed(exc)
             return []
         line.had(len(deliveries))

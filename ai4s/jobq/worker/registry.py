@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,5 +93,15 @@ def _import(module_name: str, target: str) -> Any:
 
 
 def _tasks_in(app: str, modules: tuple[str, ...]) -> dict[str, Task[..., Any, Any]]:
-    values = [value for name in modules for value in vars(importlib.import_module(name)).values()]
-    return {value.name: value for value in values if isinstance(value, Task) and value.client.name == app}
+    found = [task for name in modules for task in _tasks_of(importlib.import_module(name), name)]
+    return {task.name: task for task in found if task.client.name == app}
+
+
+def _tasks_of(room: Any, module: str) -> Iterator[Task[..., Any, Any]]:
+    """The tasks in a module, and those in the bodies of its classes."""
+    for value in list(vars(room).values()):
+        inner = value.__func__ if isinstance(value, staticmethod) else value
+        if isinstance(inner, Task):
+            yield inner
+        elif isinstance(inner, type) and inner.__module__ == module:
+            yield from _tasks_of(inner, module)

@@ -90,6 +90,8 @@ class Worker:
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
         while not self._shutdown.draining.is_set():
             await self._shutdown.unless_draining(self._slots.until_room())
+            if self._shutdown.draining.is_set():
+                return
             # Not to be cancelled: messages that were received and not given back would be hidden until their lease ends.
             found = await self._poller.fetch(self._slots.room())
             if found is not None:

@@ -123,7 +123,9 @@ class Slots:
 
         What was fetched for one pool's room may turn out to be of another that is full.
         """
-        self._in_play.add(pool)
+        if pool not in self._in_play:
+            self._in_play.add(pool)
+            self._changed.set()
         slot = self._pools[pool]
         return len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) <= slot.ahead
 
@@ -132,7 +134,11 @@ class Slots:
         """A slot, for the length of the block; waits for one. Raises Closed once there are none to be had any more."""
         if self._closed:
             raise Closed
-        await self._pools[pool].take()
+        try:
+            await self._pools[pool].take()
+        except BaseException:
+            self._changed.set()
+            raise
         try:
             yield
         finally:
@@ -143,6 +149,7 @@ class Slots:
         """Note how long an attempt ran."""
         slot = self._pools[pool]
         slot.mean_seconds = seconds if slot.mean_seconds is None else slot.mean_seconds + SMOOTHING * (seconds - slot.mean_seconds)
+        self._changed.set()
 
     async def until_room(self) -> None:
         """Wait until there is room."""

@@ -1,0 +1,169 @@
+"""What work and waiting cost, in requests to a real account behind a counting proxy; and waking, where there is no server to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+from ai4s.jobq import as_completed
+from conftest import NewProject
+from fault_proxy import FaultyAccount, faulty_account
+from projects import Project, until
+
+TASKS = """
+@app.task
+def square(x):
+    return x * x
+
+@app.task
+def run_for(seconds):
+    time.sleep(seconds)
+
+@app.task
+async def wait_for(seconds):
+    await asyncio.sleep(seconds)
+"""
+
+PER_CALL = ["put", "delete message"]  # and a share of a receive
+
+
+class Counting:
+    """An account behind a proxy on a thread of its own, so that processes can use it while the test waits."""
+
+    def __init__(self, url: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="counting-proxy")
+        self._thread.start()
+        self._stack = AsyncExitStack()
+        self._account: FaultyAccount = self._run(self._stack.enter_async_context(faulty_account(url)))
+
+    def _run(self, work: object) -> FaultyAccount:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)  # type: ignore[arg-type]  # a coroutine
+
+    @property
+    def url(self) -> str:
+        """The account, for others."""
+        return self._account.url
+
+    def counts(self) -> Counter[str]:
+        """Requests so far, by kind."""
+        return Counter(self._account.kinds())
+
+    def close(self) -> None:
+        """End the proxy and its thread."""
+        self._run(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def worker_side(azurite_url: str) -> Iterator[Counting]:
+    """A proxy that only workers go through: the producer of these tests asks the account itself."""
+    counting = Counting(azurite_url)
+    try:
+        yield counting
+    finally:
+        counting.close()
+
+
+def at(project: Project, counting: Counting) -> dict[str, str]:
+    """What leads a worker through the proxy."""
+    return {"JOBQ_URL": counting.url}
+
+
+
+@pytest.fixture
+def project(new: NewProject, azurite_url: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose place is the environment's: the producer's is the account, the worker's the proxy before it."""
+    monkeypatch.setenv("JOBQ_URL", azurite_url)
+    return new("\napp = App(app.name)\n" + TASKS, url=azurite_url)
+
+
+def counted(counting: Counting, before: Counter[str]) -> Counter[str]:
+    """Requests since then, by kind."""
+    now = counting.counts()
+    now.subtract(before)
+    return +now
+
+
+def test_a_call_costs_a_put_a_delete_and_its_share_of_a_receive(project: Project, worker_side: Counting) -> None:
+    """A hundred short calls cost the worker one outcome and one deletion each, and far fewer receives than calls."""
+    worker = project.worker("--concurrency", "2", **at(project, worker_side))
+    assert project.task("square").delay(3).result(timeout=30) == 9
+    calls = 100
+    before = worker_side.counts()
+    handles = [project.task("square").delay(n) for n in range(calls)]
+    assert sum(1 for _ in as_completed(handles, timeout=60)) == calls
+    until(lambda: project.depth() == 0, 30, "an empty queue")
+    spent = counted(worker_side, before)
+    assert spent["put"] <= calls + 3, spent
+    assert spent["delete message"] == calls, spent
+    assert spent["get"] + spent["head"] <= 5, spent
+    assert spent["update"] <= calls // 10, f"messages were handed back: {spent}\n{worker.log}"
+
+
+def test_an_idle_worker_asks_ever_more_rarely(project: Project, worker_side: Counting) -> None:
+    """Half a minute after its last message, a worker asks its queue at most every few seconds, and nothing else."""
+    project.worker("--concurrency", "2", **at(project, worker_side))
+    assert project.task("square").delay(3).result(timeout=30) == 9
+    pause = threading.Event()
+    pause.wait(12)
+    middle = worker_side.counts()
+    pause.wait(10)
+    spent = counted(worker_side, middle)
+    assert 2 <= spent["receive"] <= 14, spent
+    assert sum(spent.values()) - spent["receive"] <= 3, spent
+
+
+def test_long_calls_are_not_fetched_and_handed_back_over_and_over(project: Project, worker_side: Counting) -> None:
+    """A backlog of long sync calls, in a project that also has coroutines, lies still: it is not received only to be released."""
+    project.worker("--concurrency", "1", **at(project, worker_side))
+    project.task("wait_for").delay(0).result(timeout=30)
+    project.task("run_for").delay(1).result(timeout=30)
+    for _ in range(60):
+        project.task("run_for").delay(4)
+    pause = threading.Event()
+    pause.wait(2)
+    before = worker_side.counts()
+    pause.wait(8)
+    spent = counted(worker_side, before)
+    assert spent["update"] <= 40, f"releases and renewals while two calls ran: {spent}"
+    assert spent["receive"] <= 80, spent
+
+
+def test_a_quiet_queue_is_not_asked_as_often_as_a_busy_one(project: Project, worker_side: Counting) -> None:
+    """With two queues, the one without messages is asked ever more rarely, however busy the other one is."""
+    project.worker("--queue", "busy,quiet", "--concurrency", "1", **at(project, worker_side))
+    busy = project.task("square").options(queue="busy")
+    give_up_at = time.monotonic() + 10
+    while time.monotonic() < give_up_at:
+        busy.delay(2).result(timeout=30)
+    before = len(worker_side._account.requests)
+    give_up_at, calls = time.monotonic() + 6, 0
+    while time.monotonic() < give_up_at:
+        busy.delay(2).result(timeout=30)
+        calls += 1
+    requests = list(worker_side._account.requests)[before:]
+    quiet = [request for request in requests if request.kind == "receive" and request.path[0].endswith("-quiet")]
+    assert len(quiet) <= 20, f"{len(quiet)} receives on the quiet queue during {calls} calls on the busy one"
+
+
+def test_an_idle_worker_on_a_folder_is_woken_by_a_send(new: NewProject) -> None:
+    """After a long idle time, a call from another process begins well before the next poll would come, time after time."""
+    project = new(TASKS)
+    project.worker("--concurrency", "1")
+    project.task("square").delay(2).result(timeout=30)
+    threading.Event().wait(15)  # by now it would poll every 2 s
+    waits = []
+    for n in range(5):
+        threading.Event().wait(0.7)
+        began = time.monotonic()
+        assert project.task("square").delay(n).result(timeout=30) == n * n
+        waits.append(time.monotonic() - began)
+    assert sorted(waits)[2] < 0.5, waits
