@@ -19,7 +19,7 @@ import cloudpickle
 import msgpack
 
 from .errors import DeclarationError, JobQError, NotSerializable, Unfit
-from .printable import MAX_CHARS, describe, kind
+from .printable import describe, kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +164,4 @@ def codec_of(record: str) -> Codec:
 
 
 def _reason(exc: BaseException) -> str:
-    return f"{kind(exc)}: {describe(exc)[:MAX_CHARS]}"
+    return f"{kind(exc)}: {describe(exc)}"

@@ -26,7 +26,6 @@ from .message import Cause, Failure, Outcome, State
 from .printable import describe, kind, storable
 
 MAX_TYPE_CHARS = 200
-MAX_MESSAGE_CHARS = 4_000
 MAX_TRACEBACK_CHARS = 32_000
 MAX_EXCEPTION_BYTES = 64 * 1024
 
@@ -55,7 +54,7 @@ def failure_of(exc: BaseException, codec: Codec) -> Failure:
     return Failure(
         cause=Cause.RAISED,
         type=kind(exc)[:MAX_TYPE_CHARS],
-        message=describe(exc)[:MAX_MESSAGE_CHARS],
+        message=describe(exc),
         traceback=_traceback(exc),
         exception=_pickled(exc, codec) if codec.allows_pickle else None,
     )

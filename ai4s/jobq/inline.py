@@ -87,7 +87,7 @@ class Inline:
             return Succeeded(await ledger.keep_value(job.call.id, token, data))
         assert report.failure is not None
         if report.kind is Kind.UNFIT:
-            return Refused(report.failure, deliveries=1)
+            return Refused(report.failure, deliveries=1, age_seconds=0)
         return Raised(report.failure, report.retryable, report.delay_seconds)
 
     async def _end(self, call: Call, token: str, decision: Decision, ledger: Ledger) -> None:

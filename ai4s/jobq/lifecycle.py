@@ -18,7 +18,11 @@ UNFIT_DELAY_SECONDS = 3600
 """How long a sound message that this worker cannot run is put aside, for workers that can."""
 
 UNFIT_DELIVERIES = 24
-"""Deliveries after which such a message is given up: about a day."""
+UNFIT_AGE_SECONDS = 23 * 3600
+"""A message that was put aside so often and is so old is given up: about a day of no worker that could run it.
+
+The count alone proves nothing: retries, hand-backs and lost answers raise it as well.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,11 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The message is sound, but this worker cannot run it; it has been delivered `deliveries` times."""
+    """The message is sound, but this worker cannot run it; how often it has been delivered, and how long it has lain there."""
 
     failure: Failure
     deliveries: int
+    age_seconds: float
 
 
 Happening = Succeeded | Raised | TimedOut | Died | Preempted | Disturbed | Expired | Refused
@@ -126,8 +131,13 @@ def decide(happening: Happening, call: Call, *, jitter: float) -> Decision:
             return _after_death(call, failure, jitter)
         case Preempted() | Disturbed():
             return _after_interruption(call, happening)
-        case Refused(failure, deliveries):
-            return Bury(failure) if deliveries >= UNFIT_DELIVERIES else Release(UNFIT_DELAY_SECONDS)
+        case Refused():
+            return Bury(happening.failure) if is_hopeless(happening) else Release(UNFIT_DELAY_SECONDS)
+
+
+def is_hopeless(refusal: Refused) -> bool:
+    """Whether to give up waiting for a worker that can run it."""
+    return refusal.deliveries >= UNFIT_DELIVERIES and refusal.age_seconds >= UNFIT_AGE_SECONDS
 
 
 def _after_error(call: Call, failure: Failure, *, retryable: bool, delay_seconds: float | None, jitter: float) -> Decision:

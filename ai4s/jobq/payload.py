@@ -53,6 +53,7 @@ def function_payload(function: Callable[..., Any], policy: RetryPolicy) -> bytes
 
 def module_payload(module: ModuleType) -> bytes:
     """A zip of a module's source, or of a package's folder, at its place in the tree of packages; raises DeclarationError."""
+    module = _whole(module)
     files = sorted(_files(module))
     size = sum(path.stat().st_size for _, path in files)
     if size > MAX_SHIPPED_BYTES:

@@ -20,9 +20,9 @@ def printable(text: str) -> str:
 
 
 def describe(value: object) -> str:
-    """`str(value)`, or a note in its place if even that raises."""
+    """`str(value)`, cut, or a note in its place if even that raises."""
     try:
-        return storable(str(value))
+        return storable(str(value)[:MAX_CHARS])
     except BaseException as exc:  # noqa: BLE001  # __str__ is user code
         return f"<{kind(value)} whose str() raises {type(exc).__name__}>"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
@@ -22,7 +21,6 @@ import cloudpickle
 from .errors import DeclarationError, JobQError
 
 T = TypeVar("T")
-log = logging.getLogger("ai4s.jobq")
 
 
 class Shelf:
@@ -48,14 +46,17 @@ class Shelf:
             atexit.register(self.close)
 
     def close(self) -> None:
-        """Run what stands after each `yield`, the last made first."""
+        """Run what stands after each `yield`, the last made first, all of them; then raise what went wrong, if anything did."""
+        errors: list[Exception] = []
         with self._lock:
             while self._made:
                 _, (_, generator) = self._made.popitem()
                 try:
                     _finish(generator)
-                except Exception:  # user code; the others have to be closed all the same
-                    log.exception("A resource could not be closed.")
+                except Exception as exc:  # noqa: BLE001  # user code; it is raised once the others are closed
+                    errors.append(exc)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("Several resources could not be closed", errors)
 
 
 def _started(key: str, make: Callable[[], Iterator[T]]) -> tuple[T, Generator[T, None, None]]:

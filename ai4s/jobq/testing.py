@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def temporary_place(app: App) -> Iterator[App]:
-    """`app` on an empty local store of its own, for the length of the block."""
+def temporary_place(app: App, url: str | None = None) -> Iterator[App]:
+    """`app` on an empty local store of its own, or at the place `url`, for the length of the block."""
     before = app.client.origin
     with tempfile.TemporaryDirectory(prefix="jobq-test-") as folder:
-        app.client.move(before._replace(url=f"local://{folder}", create=True))
+        app.client.move(before._replace(url=url or f"local://{folder}", create=True))
         try:
             yield app
         finally:

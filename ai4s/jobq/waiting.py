@@ -61,8 +61,13 @@ async def ended(ledger: Ledger, runs: Iterable[tuple[str, int]]) -> set[tuple[st
     room = asyncio.Semaphore(LOOKS_IN_FLIGHT)
     looks = [_look(ledger, each, room) for each in singles]
     lists = [_list(ledger, page, pages[page], room) for page in listed]
-    found = await asyncio.gather(*looks, *lists)
-    return set().union(*found)
+    tasks = [asyncio.ensure_future(look) for look in (*looks, *lists)]
+    try:
+        return set().union(*await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()  # those that one failure leaves behind; the others are done
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _look(ledger: Ledger, run: tuple[str, int], room: asyncio.Semaphore) -> set[tuple[str, int]]:

@@ -288,9 +288,9 @@ def new_project(folder: Path, url: str, source: str, options: str = "") -> Itera
     importlib.invalidate_caches()
     try:
         project = Project(folder, url, app_name, importlib.import_module(module_name))
+        try:
+            yield project
+        finally:
+            project.close()
     finally:
         sys.path.remove(str(folder))
-    try:
-        yield project
-    finally:
-        project.close()

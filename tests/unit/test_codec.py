@@ -16,13 +16,15 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.codec import codec_named, codec_of, describe
 from ai4s.jobq.errors import DeclarationError, JobQError, NotSerializable, Unfit
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
 CLOUDPICKLE, MSGPACK = codec_named("cloudpickle"), codec_named("msgpack")
 
 keys = st.text(max_size=5) | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=5) | st.booleans() | st.none()
@@ -317,6 +319,13 @@ def test_a_text_that_raises_is_described(name: str) -> None:
     assert name in describe(TextOf(getattr(builtins, name)()))
 
 
-def test_a_text_is_cut() -> None:
-    """A description is short, whatever it describes."""
-    assert len(describe(TextOf("x" * 10**7))) <= 2000
+def test_an_error_of_the_codec_is_short() -> None:
+    """What an error quotes of the user's is cut, whatever it is."""
+    with pytest.raises(NotSerializable) as caught:
+        CLOUDPICKLE.dumps(Unwilling(ValueError("x" * 10**7)))
+    assert len(str(caught.value)) < 3_000
+
+
+def test_a_text_that_is_no_unicode_can_be_stored() -> None:
+    """File names may bring lone surrogates, which no message could hold."""
+    assert describe(TextOf("caf\udce9")).encode() == b"caf?"

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.errors import MessageError
@@ -26,7 +26,9 @@ from ai4s.jobq.worker.jobs import (
     to_frame,
 )
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 CALL = Call(id="abcdefgh234567ab-000000000007", task="proj.f", queue="default", arguments=b"args", sent=1.0)
 SECRET = "s3cr3t-hush-and-more"
 

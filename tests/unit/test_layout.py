@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq import layout
 from ai4s.jobq.errors import DeclarationError, Malformed
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
 AZURE_NAME = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 """Of queues and containers: 3 to 63 lower-case letters, digits and single hyphens, none at an end."""
 

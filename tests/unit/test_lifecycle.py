@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.lifecycle import (
@@ -29,7 +29,9 @@ from ai4s.jobq.lifecycle import (
 )
 from ai4s.jobq.message import Backoff, Call, Cause, Failure, Spill
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
 FAILURE = Failure(Cause.RAISED, "ValueError", "no")
 DEATH = Failure(Cause.DIED, "", "signal SIGKILL")
 CALL = Call(
@@ -92,6 +94,21 @@ TABLE: dict[str, tuple[Call, Happening, Decision]] = {
     "the first error": (CALL, Raised(FAILURE, retryable=True), Retry(again(errors=1), 10)),
     "the second error": (call(errors=1), Raised(FAILURE, retryable=True), Retry(again(errors=2), 15)),
     "the last error": (call(errors=2), Raised(FAILURE, retryable=True), Bury(FAILURE)),
+    "an error after deaths and preemptions": (
+        call(deaths=2, preemptions=4),
+        Raised(FAILURE, retryable=True),
+        Retry(again(deaths=2, preemptions=4, errors=1), 10),
+    ),
+    "a death after errors and preemptions": (
+        call(errors=2, preemptions=4),
+        Died(DEATH),
+        Retry(again(errors=2, preemptions=4, deaths=1), 10),
+    ),
+    "a preemption after errors and deaths": (
+        call(errors=2, deaths=2),
+        Preempted(),
+        Retry(again(errors=2, deaths=2, preemptions=1), 0),
+    ),
     "an error that earns none": (CALL, Raised(FAILURE, retryable=False), Bury(FAILURE)),
     "no retries at all": (call(retries=0), Raised(FAILURE, retryable=True), Bury(FAILURE)),
     "an error with a wish": (CALL, Raised(FAILURE, True, 77.0), Retry(again(errors=1), 77.0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import io
 import json
@@ -21,9 +22,15 @@ from typing import Any
 import pytest
 
 from ai4s.jobq import payload
-from ai4s.jobq.errors import DeclarationError, NotSerializable
+from ai4s.jobq.errors import DeclarationError, Malformed, NotSerializable
+from ai4s.jobq.layout import sha256_of
+from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.payload import ByValue, check_shipped, function_payload, is_importable, module_payload
 from ai4s.jobq.retry import RetryPolicy
+from ai4s.jobq.signing import Keyring
+from ai4s.jobq.transports.local import LocalTransport
+from ai4s.jobq.transports.place import LocalPlace
+from ai4s.jobq.worker.scratch import Scratch
 
 Home = Callable[[dict[str, str], str], ModuleType]
 
@@ -62,6 +69,13 @@ def elsewhere(data: bytes, folder: Path, program: str) -> Any:
     command = [sys.executable, "-W", "error", "-P", "-c", f"import json\n{program}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environ, cwd=folder)
     return json.loads(answer.stdout)
+
+
+class NoTransport:
+    """A place that must not be asked anything."""
+
+    def store(self, _: str) -> Any:
+        return None
 
 
 PACKAGE = {
@@ -148,15 +162,43 @@ print(json.dumps([deep.square(5), deep.VERSION, table, pickle.loads(pickle.dumps
     assert elsewhere(data, tmp_path, program) == [25, 3, "1 2 3\n", "myproj.core"]
 
 
-@pytest.mark.parametrize("module", ["myproj.sub", "myproj.sub.deep", "myproj.core"])
-def test_a_part_of_a_package_is_imported_under_its_own_name(module: str, home: Home, tmp_path: Path) -> None:
-    """What lies within a package needs its parents: `from ..core import …` works there as it did at home."""
-    home(PACKAGE, "myproj.sub.deep")
-    data = module_payload(sys.modules[module])
+IN_A_NAMESPACE = {
+    "space/pkg/__init__.py": "VERSION = 3\n",
+    "space/pkg/sub/__init__.py": "from .. import VERSION\n",
+    "space/pkg/sub/deep.py": "from . import VERSION\n",
+    "space/other/__init__.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "whole"),
+    [
+        ("myproj.sub", "myproj"),
+        ("myproj.sub.deep", "myproj"),
+        ("myproj.core", "myproj"),
+        ("myproj", "myproj"),
+        ("space.pkg", "space.pkg"),
+        ("space.pkg.sub", "space.pkg"),
+        ("space.pkg.sub.deep", "space.pkg"),
+        ("space.other", "space.other"),
+    ],
+)
+def test_a_part_of_a_package_brings_the_whole_along(module: str, whole: str, home: Home, tmp_path: Path) -> None:
+    """A part needs its parents, up to the outermost that is no mere namespace: `from .. import x` works there as at home."""
+    home({**PACKAGE, **IN_A_NAMESPACE}, module)
+    (shipped,) = check_shipped([sys.modules[module]])
+    assert shipped.__name__ == whole
     program = f"import {module} as m; print(json.dumps([m.__name__, m.__file__]))"
-    name, file = elsewhere(data, tmp_path, program)
+    name, file = elsewhere(module_payload(shipped), tmp_path, program)
     assert name == module
     assert file.startswith(str(tmp_path / "elsewhere"))
+
+
+def test_parts_of_one_package_bring_it_once(home: Home) -> None:
+    """However many of its modules are named."""
+    home(PACKAGE, "myproj.sub.deep")
+    modules = [sys.modules[name] for name in ("myproj.sub.deep", "myproj.core", "myproj")]
+    assert check_shipped(modules) == (sys.modules["myproj"],)
 
 
 def test_a_namespace_package_is_shipped_from_all_its_folders(home: Home, tmp_path: Path) -> None:
@@ -233,3 +275,47 @@ def test_a_package_that_is_too_large_is_refused_before_it_fills_the_memory(
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
     finally:
         tracemalloc.stop()
+
+
+# On the worker.
+
+
+@pytest.mark.parametrize("name", ["{folder}/stranger", "../stranger", "stranger", "7.out", "", ".", "A" * 64])
+async def test_a_worker_takes_no_other_file_for_a_payload(name: str, tmp_path: Path) -> None:
+    """A call names code by its digest: a path, even of a file that is there, is refused before anything is opened."""
+    (folder := tmp_path / "scratch").mkdir()
+    for path in (tmp_path / "stranger", folder / "stranger", folder / "7.out", folder / ("A" * 64)):
+        path.write_bytes(pickle.dumps("code"))
+    scratch = Scratch(folder, Ledger(NoTransport(), "proj", Keyring()))
+    with pytest.raises(Malformed):
+        await scratch.payload(name.format(folder=tmp_path))
+
+
+async def test_a_worker_fetches_a_payload_once(tmp_path: Path) -> None:
+    """However many calls want it at a time; a fetch that failed leaves nothing that could be taken for it."""
+    (folder := tmp_path / "scratch").mkdir()
+    transport = await LocalTransport.open(LocalPlace(tmp_path / "place"))
+    try:
+        ledger = Ledger(transport, "proj", Keyring())
+        scratch = Scratch(folder, ledger)
+        sha256 = sha256_of(b"code")
+        with pytest.raises(Malformed):
+            await scratch.payload(sha256)
+        assert not (folder / sha256).exists()
+        await ledger.publish(b"code")
+        paths = set(await asyncio.gather(*(scratch.payload(sha256) for _ in range(10))))
+        assert paths == {folder / sha256}
+        await (await ledger.store()).delete(f"payloads/{sha256}")
+        assert (await scratch.payload(sha256)).read_bytes() == b"code"
+    finally:
+        await transport.close()
+
+
+def test_the_files_of_a_job_go_with_it(tmp_path: Path) -> None:
+    """Each job has a number and files of its own, which are removed however it ends."""
+    scratch = Scratch(tmp_path, Ledger(NoTransport(), "proj", Keyring()))
+    with scratch.job_files() as (one, _, value), scratch.job_files() as (other, arguments, _):
+        assert one != other
+        value.write_text("value")
+        arguments.write_text("arguments")
+    assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,15 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.errors import ConfigurationError
 from ai4s.jobq.transports.place import AZURITE_KEY, AzurePlace, LocalPlace, Place, parse_place
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
+)
 SECRET = "s3cr3t-hush"
 SAS = f"sv=2024-11-04&ss=bq&sig={SECRET}"
 

@@ -302,6 +302,7 @@ async def test_what_is_known_to_be_sent_ends_the_rest(world: Callable[..., World
     """Where the transport can tell of a message, its queue is due at once, and no other one."""
     here = world("a,b")
     await here.poll_for(600)
+    await here.fetched(1)
     resting = asyncio.create_task(here.poller.rest())
     for _ in range(8):
         await asyncio.sleep(0)

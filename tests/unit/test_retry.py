@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.errors import DeclarationError, JobQError
@@ -16,7 +16,9 @@ from ai4s.jobq.errors import Retry as RetryRequest
 from ai4s.jobq.message import Backoff
 from ai4s.jobq.retry import RetryPolicy, retry_policy
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
 SOUND: dict[str, Any] = {"retries": 3, "retry_on": (ValueError,), "backoff": 5, "max_deaths": 2}
 
 

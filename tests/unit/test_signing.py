@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai4s.jobq.signing import MAC_BYTES, Keyring
 
-SAME_EACH_TIME = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+SAME_EACH_TIME = settings(
+    derandomize=True, deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
 OLD, NEW = "an old key, 16 and more", "a new key, 16 and more"
 
 

@@ -24,7 +24,6 @@ from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, ResultGon
 from ..ledger import Ledger
 from ..lifecycle import (
     UNFIT_DELAY_SECONDS,
-    UNFIT_DELIVERIES,
     Bury,
     Died,
     Expired,
@@ -36,6 +35,7 @@ from ..lifecycle import (
     Retry,
     Succeeded,
     decide,
+    is_hopeless,
 )
 from ..message import Call, Cause, DeadLetter, Failure, Outcome, State
 from ..printable import printable
@@ -142,7 +142,7 @@ class Attempts:
         return Attempt(replace(call, pool=known or call.pool), delivery, lease, secrets.token_hex(8))
 
     async def _refuse_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: Unfit) -> None:
-        if delivery.dequeue_count >= UNFIT_DELIVERIES:
+        if is_hopeless(_refused(delivery, str(exc))):
             await self._bury_unread(queue_name, delivery, lease, exc)
             return
         log.warning("Message %s is put aside for an hour: %s", delivery.receipt.message_id, printable(str(exc)))
@@ -202,7 +202,7 @@ class Attempts:
             # The lease that ran out was delay enough: it goes on here and now.
             attempt = replace(attempt, call=decision.call)
         reason = self._duties.refuses(call)
-        return attempt, Refused(Failure(Cause.REFUSED, "", reason), attempt.delivery.dequeue_count) if reason else None
+        return attempt, _refused(attempt.delivery, reason) if reason else None
 
     # execute
 
@@ -257,7 +257,7 @@ class Attempts:
             return Succeeded(kept)
         assert ending.failure is not None
         if ending.kind is Kind.UNFIT:
-            return Refused(ending.failure, attempt.delivery.dequeue_count)
+            return _refused(attempt.delivery, ending.failure.message)
         return Raised(ending.failure, ending.retryable, ending.delay_seconds)
 
     # settle
@@ -339,6 +339,11 @@ class Attempts:
 
     def _note_refused(self, delivery: Delivery) -> None:
         self.counts.refused[delivery.receipt.message_id] = boottime() + UNFIT_DELAY_SECONDS
+
+
+def _refused(delivery: Delivery, reason: str) -> Refused:
+    failure = Failure(Cause.REFUSED, "", reason)
+    return Refused(failure, delivery.dequeue_count, delivery.server_time - delivery.inserted)
 
 
 def _described(call: Call) -> str:

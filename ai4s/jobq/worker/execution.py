@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..codec import Codec, codec_of
-from ..errors import NotSerializable, Retry, Unfit
+from ..errors import DeclarationError, NotSerializable, Retry, Unfit
 from ..failures import failure_of
 from ..message import Call, Cause, Failure, Spill
 from ..payload import ByValue
@@ -68,7 +68,7 @@ def _unpickled(job: Job) -> Found:
     assert job.function_path is not None
     try:
         made = pickle.loads(Path(job.function_path).read_bytes())
-    except Exception as exc:
+    except (Exception, SystemExit, GeneratorExit) as exc:
         raise NotSerializable(f"The function of {job.call.task} cannot be rebuilt here: {type(exc).__name__}: {exc}") from exc
     if not isinstance(made, ByValue):
         raise NotSerializable(f"The function of {job.call.task} is not what its call says.")
@@ -156,6 +156,14 @@ def _raised(job: Job, found: Found, exc: BaseException) -> Report:
             job.number, Kind.RAISED, failure=failure_of(why, found.codec), retryable=True, delay_seconds=exc.delay_seconds
         )
     return Report(job.number, Kind.RAISED, failure=failure_of(exc, found.codec), retryable=found.policy.covers(exc))
+
+
+def _delay_seconds(retry: Retry) -> float | None:
+    """The delay that was asked for, checked once more: the object is the user's, and may have been changed."""
+    try:
+        return Retry(retry.delay_seconds).delay_seconds
+    except DeclarationError:
+        return None
 
 
 def _returned(job: Job, codec: Codec, value: object) -> Report:

@@ -10,8 +10,10 @@ Next: `child_process.py`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
 from ..lifecycle import Died, Disturbed, Preempted, TimedOut
@@ -22,7 +24,17 @@ from .jobs import ChildSetup, Job, Ready, Report
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
+T = TypeVar("T")
 Ending = Report | TimedOut | Died | Preempted | Disturbed
+
+
+class _Start:
+    """A child that is being started, and how many jobs will have it."""
+
+    def __init__(self, shipped: tuple[str, ...]) -> None:
+        self.shipped = shipped
+        self.load = 1
+        self.child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
 
 
 class Crew:
@@ -31,8 +43,8 @@ class Crew:
     def __init__(self, setup: ChildSetup, size: int) -> None:
         self._setup, self._size = setup, size
         self._children: list[Child] = []
-        self._starting = 0
-        self._changed = asyncio.Condition()
+        self._starts: list[_Start] = []
+        self._changed = asyncio.Event()
 
     async def first(self) -> Ready:
         """Start one child and return what it can do; raises ConfigurationError if it cannot start."""
@@ -43,15 +55,16 @@ class Crew:
     async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
         """Run a job to its end: its report, its timeout, its child's death, or the worker's leaving."""
         try:
-            child = await self._acquire(shipped)
+            child = await _unless(leaving, self._acquire(shipped))
         except ConfigurationError as exc:
             return Died(Failure(Cause.DIED, "", str(exc)))
+        if child is None:
+            return Preempted()
         try:
             return await self._run_on(child, job, leaving)
         finally:
             child.load -= 1
-            async with self._changed:
-                self._changed.notify_all()
+            self._changed.set()
 
     async def close(self) -> None:
         """End all children: idle ones in good order."""
@@ -84,33 +97,60 @@ class Crew:
         await child.kill()
 
     async def _acquire(self, shipped: tuple[str, ...]) -> Child:
-        """A child with room, taken; started, or put in an idle one's place, if there is none."""
-        async with self._changed:
-            idle: list[Child] | None = None
-            while (child := self._with_room(shipped)) is None and (idle := self._place_for_another()) is None:
-                await self._changed.wait()
+        """A child with room, taken: one that is there, one that is being started, or one that is started now."""
+        while True:
+            child = self._with_room(shipped)
             if child is not None:
                 child.load += 1
                 return child
-            self._starting += 1
-        try:
-            for old in idle or ():
-                await old.retire()
-            child, _ = await self._start(shipped)
-        finally:
-            self._starting -= 1
-        child.load += 1
-        self._children.append(child)
-        return child
+            start = self._start_to_join(shipped)
+            if start is not None:
+                return await self._join(start)
+            idle = self._place_for_another()
+            if idle is not None:
+                return await self._begin(_Start(shipped), idle)
+            self._changed.clear()
+            await self._changed.wait()
 
     def _with_room(self, shipped: tuple[str, ...]) -> Child | None:
         self._children = [child for child in self._children if child.alive]
         fits = (child for child in self._children if child.setup.shipped == shipped and child.load < self._setup.capacity)
         return next(fits, None)
 
+    def _start_to_join(self, shipped: tuple[str, ...]) -> _Start | None:
+        fits = (start for start in self._starts if start.shipped == shipped and start.load < self._setup.capacity)
+        return next(fits, None)
+
+    async def _join(self, start: _Start) -> Child:
+        start.load += 1
+        try:
+            return await asyncio.shield(start.child)
+        except asyncio.CancelledError:
+            start.load -= 1
+            raise
+
+    async def _begin(self, start: _Start, idle: list[Child]) -> Child:
+        """Start a child once the idle ones are gone; whoever joined gets it, or the error, as well."""
+        self._starts.append(start)
+        try:
+            for old in idle:
+                await old.retire()
+            child, _ = await self._start(start.shipped)
+        except BaseException as exc:
+            start.child.set_exception(exc if isinstance(exc, ConfigurationError) else ConfigurationError(f"No child: {exc!r}"))
+            start.child.exception()  # perhaps nobody joined
+            raise
+        finally:
+            self._starts.remove(start)
+            self._changed.set()
+        child.load = start.load
+        self._children.append(child)
+        start.child.set_result(child)
+        return child
+
     def _place_for_another(self) -> list[Child] | None:
         """Which idle children must go so that one may be started: none if there is room; None if all are busy."""
-        if len(self._children) + self._starting < self._size:
+        if len(self._children) + len(self._starts) < self._size:
             return []
         idle = [child for child in self._children if not child.load][:1]
         self._children = [child for child in self._children if child not in idle]
@@ -146,6 +186,18 @@ class Executors:
     async def close(self) -> None:
         """End all children."""
         await asyncio.gather(self._processes.close(), self._loops.close(), self._alone.close())
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await `work`, or cancel it when the event comes first: then None."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def _after_death(call: Call, exc: ChildDied, leaving: asyncio.Event) -> Ending:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 
+from ..clock import boottime
 from ..message import Pool
 from ..transports.base import MAX_RECEIVE
 
@@ -22,6 +23,11 @@ SMOOTHING = 0.2
 """Weight of the newest run time in the running mean: some five calls make it follow a change."""
 
 SHORTEST_SECONDS = 1e-4
+
+FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 5.0
+PROBE_MESSAGES = 4
+CALM_SECONDS = 30.0
+"""A queue that holds calls for a full pool is only probed, ever more rarely, for calls of the others; until it has been calm."""
 
 
 class Closed(Exception):
@@ -81,12 +87,14 @@ class _Pool:
 class Slots:
     """The slots of a worker, by pool. Pools are in play once a task of theirs is known to exist."""
 
-    def __init__(self, sizes: Mapping[Pool, int], in_play: set[Pool]) -> None:
+    def __init__(self, sizes: Mapping[Pool, int], in_play: set[Pool], clock: Callable[[], float] = boottime) -> None:
         self._pools = {pool: _Pool(size) for pool, size in sizes.items()}
         self._in_play = in_play | {Pool.PROCESS}
         self._changed = asyncio.Event()
         self._arriving = 0
         self._closed = False
+        self._clock = clock
+        self._probe_pause, self._probe_at = 0.0, 0.0
 
     @property
     def total(self) -> int:
@@ -104,9 +112,18 @@ class Slots:
         return self._arriving > 0 or any(pool.running or pool.waiting for pool in self._pools.values())
 
     def room(self) -> int:
-        """How many messages to fetch now; 0 where every pool in play has enough."""
-        most = max(self._pools[pool].room for pool in self._in_play)
-        return max(0, min(MAX_RECEIVE, most - self._arriving))
+        """How many messages to fetch now; 0 where every pool in play has enough, or a full one was crowded lately."""
+        rooms = [self._pools[pool].room for pool in self._in_play]
+        return max(0, min(MAX_RECEIVE, max(rooms) - self._arriving, self._bound(min(rooms))))
+
+    def _bound(self, tightest: int) -> int:
+        """What crowding leaves of the room: as much as the fullest pool can take, or a probe from time to time."""
+        if not self._probe_pause or self._clock() > self._probe_at + CALM_SECONDS:
+            self._probe_pause = 0.0
+            return MAX_RECEIVE
+        if tightest > 0:
+            return tightest
+        return PROBE_MESSAGES if self._clock() >= self._probe_at else 0
 
     @contextmanager
     def arriving(self) -> Iterator[None]:
@@ -127,7 +144,17 @@ class Slots:
             self._in_play.add(pool)
             self._changed.set()
         slot = self._pools[pool]
-        return len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) <= slot.ahead
+        fits = len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) <= slot.ahead
+        if not fits:
+            self._crowd()
+        return fits
+
+    def _crowd(self) -> None:
+        """Fetching for a free pool brought calls for a full one: do so more rarely."""
+        now = self._clock()
+        if now >= self._probe_at:
+            self._probe_pause = min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, 2 * self._probe_pause))
+            self._probe_at = now + self._probe_pause
 
     @asynccontextmanager
     async def take(self, pool: Pool) -> AsyncIterator[None]:
@@ -155,7 +182,9 @@ class Slots:
         """Wait until there is room."""
         while self.room() == 0:
             self._changed.clear()
-            await self._changed.wait()
+            probe_seconds = self._probe_at - self._clock()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), probe_seconds if probe_seconds > 0 else None)
 
     def close(self) -> None:
         """Give out no more slots."""
