@@ -26,6 +26,9 @@ from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, ROOM_BYTES, Wire
 SEND_BUDGET_SECONDS = 30.0
 """How long a send is tried again before its caller is told."""
 
+STREAMS = 2
+"""Blobs on their way to files at a time; each holds some 28 MiB of blocks, in a supervisor that must stay small."""
+
 
 class Ledger:
     """Reads and writes the records of `app` at `transport`; queues and container are made on first use unless `create` is off."""
@@ -38,6 +41,7 @@ class Ledger:
         self._store = transport.store(layout.container_name(app))
         self._ready: dict[str, asyncio.Future[None]] = {}
         self._queues: dict[str, Queue] = {}
+        self._streams = asyncio.Semaphore(STREAMS)
 
     async def queue(self, name: str) -> Queue:
         """The app's queue of this name, there and surely this app's."""
@@ -102,7 +106,8 @@ class Ledger:
     async def arguments_to(self, call: Call, path: Path) -> None:
         """Spilled arguments, to a file."""
         if isinstance(call.arguments, Spill):
-            await spill.fetch_to(await self.store(), layout.arguments(call.id), call.arguments, path)
+            async with self._streams:
+                await spill.fetch_to(await self.store(), layout.arguments(call.id), call.arguments, path)
 
     # outcomes
 
@@ -196,7 +201,8 @@ class Ledger:
             size = (await store.head(name)).size
         except NotFound:
             size = 0
-        await spill.fetch_to(store, name, Spill(size, sha256), path)
+        async with self._streams:
+            await spill.fetch_to(store, name, Spill(size, sha256), path)
 
     async def _spill(self, name: str, data: bytes | Path) -> Spill:
         """Write bytes whose reader will compare length and digest: so a blob that is there already does no harm."""

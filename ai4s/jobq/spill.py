@@ -18,7 +18,7 @@ from .errors import Malformed, NotFound
 from .message import Spill
 from .transports.base import Store
 
-BLOCK_BYTES = 8 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
 BLOCKS_IN_FLIGHT = 4
 
 
