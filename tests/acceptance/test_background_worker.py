@@ -115,8 +115,8 @@ def test_a_start_that_fails_says_why(new: NewProject, tmp_path: Path) -> None:
     broken = new(TASKS, url=f"local://{tmp_path}/file/place")
     with pytest.raises(ConfigurationError, match="file/place"), broken.app.worker():
         pass
-    with new_project(tmp_path / "here-only", f"local://{tmp_path}/place", f"if os.getpid() != {os.getpid()}: raise OSError('no GPU')") as project:
-        project.app.task(name="proj.absent")(project.module.note)
+    source = TASKS + f"\nif os.getpid() != {os.getpid()}:\n    raise OSError('no GPU')\n"
+    with new_project(tmp_path / "here-only", f"local://{tmp_path}/place", source) as project:
         with pytest.raises(ConfigurationError, match="no GPU"), project.app.worker():
             pass
 
@@ -242,29 +242,41 @@ def test_an_interrupt_leaves_the_block_and_ends_the_worker(new: NewProject) -> N
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
+UNGUARDED = """
+import os, pathlib
+
+starts = pathlib.Path(__file__).with_name("starts")
+with starts.open("a") as file:
+    file.write("x")
+if len(starts.read_text()) > 4:
+    os._exit(9)  # enough: this test must not take the machine along
+
+from ai4s.jobq import App
+
+app = App("unguarded", {url!r})
+
+@app.task
+def square(x):
+    return x * x
+
+with app.worker(concurrency=1):
+    print(square.delay(3).result(timeout=3))
+"""
+
+
 def test_a_module_that_starts_a_worker_when_imported_starts_only_one(new: NewProject) -> None:
     """A script without the guard `if __name__ == "__main__"` does not make each worker start another one, without end."""
     project = new()
-    (project.folder / "unguarded.py").write_text(
-        textwrap.dedent(f"""
-        import os, pathlib, sys
-        starts = pathlib.Path(__file__).with_name("starts")
-        with starts.open("a") as file:
-            file.write("x")
-        if len(starts.read_text()) > 6:
-            os._exit(9)  # enough: this test must not take the machine along
-        from ai4s.jobq import App
-        app = App("unguarded", {project.url!r})
-
-        @app.task
-        def square(x):
-            return x * x
-
-        with app.worker(concurrency=1):
-            print(square.delay(3).result(timeout=20))
-        """)
-    )
-    done = project.run("start.py", "import unguarded", within=120)
-    starts = len((project.folder / "starts").read_text())
-    assert starts <= 3, f"{starts} imports:\n{done.stderr}"
+    (project.folder / "unguarded.py").write_text(UNGUARDED.format(url=project.url))
+    done = project.run("start.py", "import unguarded", within=60)
     assert "__main__" in done.stderr, done.stderr
+    assert len((project.folder / "starts").read_text()) <= 3
+
+
+def test_a_command_that_serves_such_a_module_says_so(new: NewProject) -> None:
+    """`jobq-worker` of a script without the guard ends with code 2 and says what to put where."""
+    project = new()
+    (project.folder / "unguarded.py").write_text(UNGUARDED.format(url=project.url))
+    worker = project.worker(target="unguarded:app", ready=False)
+    assert worker.wait() == 2
+    assert "__main__" in worker.log

@@ -133,7 +133,7 @@ def close_every_descriptor_and_stay():
 def fork_and_both_return():
     pid = os.fork()
     if pid:
-        os.waitpid(pid, os.WNOHANG)
+        note("grandchildren", pid)
     return "parent" if pid else "child"
 """
 
@@ -302,9 +302,11 @@ def test_a_child_that_cannot_answer_any_more_is_ended(own: Project) -> None:
 
 
 def test_a_task_that_forks_answers_once(own: Project) -> None:
-    """Where both sides of a fork return from the task, the call has one outcome and the worker goes on."""
+    """Where both sides of a fork return from the task, the call has one outcome, and only one process stays."""
     assert own.task("fork_and_both_return").delay().result(timeout=30) in ("parent", "child")
     assert serves(own)
+    copy = int(own.lines("grandchildren")[0])
+    until(lambda: not alive(copy), 10, "the end of the other side")
 
 
 # Innocent neighbours on a loop.

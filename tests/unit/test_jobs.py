@@ -52,6 +52,7 @@ calls = st.builds(
     timeout_seconds=st.none() | moments,
     errors=counts,
     mark=st.none() | texts,
+    alone=st.booleans(),
 )
 failures = st.builds(
     Failure, cause=st.sampled_from(Cause), type=texts, message=texts, traceback=texts, exception=st.none() | st.binary(max_size=50)

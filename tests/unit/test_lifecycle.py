@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from ai4s.jobq.lifecycle import (
     MAX_IDLE_PREEMPTIONS,
+    UNFIT_AGE_SECONDS,
     UNFIT_DELAY_SECONDS,
     UNFIT_DELIVERIES,
     Bury,
     Decision,
     Died,
+    Disturbed,
     Expired,
     Finish,
     Happening,
@@ -61,6 +63,7 @@ calls = st.builds(
     deaths=st.integers(0, 6),
     preemptions=st.integers(0, MAX_IDLE_PREEMPTIONS),
     mark=st.none() | st.just("f" * 16),
+    alone=st.booleans(),
 )
 unsuccessful = st.one_of(
     st.builds(Raised, st.just(FAILURE), st.booleans(), st.none() | st.floats(0, 1e9)),
@@ -68,7 +71,7 @@ unsuccessful = st.one_of(
     st.just(Died(DEATH)),
     st.just(Preempted()),
     st.just(Expired()),
-    st.builds(Refused, st.just(FAILURE), st.integers(1, 50)),
+    st.builds(Refused, st.just(FAILURE), st.integers(1, 50), st.floats(0, 10 * 86_400)),
 )
 jitters = st.floats(0, 1, exclude_max=True)
 
@@ -83,7 +86,7 @@ def again(**changes: object) -> Call:
     return replace(CALL, mark=None, **changes)  # type: ignore[arg-type]  # fields by name
 
 
-REFUSED = Refused(FAILURE, 1)
+REFUSED = Refused(FAILURE, 1, 0.0)
 NEVER_FITS = f"Preempted {MAX_IDLE_PREEMPTIONS} times without progress: it takes longer than these machines live."
 TABLE: dict[str, tuple[Call, Happening, Decision]] = {
     "a success": (CALL, Succeeded(b"9"), Finish(b"9")),
@@ -128,8 +131,12 @@ TABLE: dict[str, tuple[Call, Happening, Decision]] = {
         Bury(Failure(Cause.NEVER_FITS, "", NEVER_FITS)),
     ),
     "refused": (CALL, REFUSED, Release(UNFIT_DELAY_SECONDS)),
-    "refused for nearly a day": (CALL, Refused(FAILURE, UNFIT_DELIVERIES - 1), Release(UNFIT_DELAY_SECONDS)),
-    "refused for a day": (CALL, Refused(FAILURE, UNFIT_DELIVERIES), Bury(FAILURE)),
+    "refused often, on its first day": (CALL, Refused(FAILURE, 1_000, UNFIT_AGE_SECONDS - 1.0), Release(UNFIT_DELAY_SECONDS)),
+    "refused seldom, for a week": (CALL, Refused(FAILURE, UNFIT_DELIVERIES - 1, 7 * 86_400.0), Release(UNFIT_DELAY_SECONDS)),
+    "refused for a day": (CALL, Refused(FAILURE, UNFIT_DELIVERIES, float(UNFIT_AGE_SECONDS)), Bury(FAILURE)),
+    "disturbed by another": (CALL, Disturbed(suspect=False), Retry(again(), 0)),
+    "disturbed, and perhaps the cause": (CALL, Disturbed(suspect=True), Retry(again(alone=True), 0)),
+    "disturbed again, though it was suspect": (call(alone=True), Disturbed(suspect=False), Retry(again(alone=True), 0)),
 }
 
 
@@ -157,6 +164,14 @@ def test_one_happening_spends_one_budget(before: Call, happening: Happening, jit
         spent: dict[str, object] = {kind: getattr(before, kind) + 1}
         assert decision.call == replace(before, mark=None, **spent)  # type: ignore[arg-type]  # fields by name
         assert decision.call.attempt == before.attempt + 1
+
+
+@SAME_EACH_TIME
+@given(calls, st.booleans(), jitters)
+def test_a_disturbance_costs_nothing_and_a_suspect_stays_one(before: Call, suspect: bool, jitter: float) -> None:
+    """Who shared a process with what killed it loses no budget; whoever may have done it runs alone from then on."""
+    decision = decide(Disturbed(suspect), before, jitter=jitter)
+    assert decision == Retry(replace(before, alone=before.alone or suspect, mark=None), 0)
 
 
 @SAME_EACH_TIME

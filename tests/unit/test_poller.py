@@ -32,8 +32,8 @@ class Time:
     def __call__(self) -> float:
         return self.now
 
-    async def sleep(self, seconds: float) -> None:
-        """Sleep on this clock."""
+    async def passes(self, seconds: float) -> None:
+        """So many seconds, on this clock."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sleepers.append((self.now + seconds, turn))
         await turn
@@ -82,7 +82,7 @@ class FakeQueue:
         if self.cannot_idle is not None:
             raise self.cannot_idle
         self.idling += 1
-        waits = {asyncio.create_task(self.time.sleep(seconds)), asyncio.create_task(self.rung.wait())}
+        waits = {asyncio.create_task(self.time.passes(seconds)), asyncio.create_task(self.rung.wait())}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack
 
 import pytest
@@ -271,6 +272,109 @@ async def test_a_call_is_welcome_while_its_pool_has_room() -> None:
     assert slots.welcome(Pool.ASYNC)
     await runs.end()
     assert slots.welcome(Pool.PROCESS)
+
+
+# Crowding: a queue that holds calls for a full pool as well.
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Crowded:
+    """A full pool of plain functions beside an empty one of coroutines, and a call for the full one that had to go back."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.slots = Slots({Pool.PROCESS: 1, Pool.THREAD: 1, Pool.ASYNC: 200}, {Pool.ASYNC}, self.clock)
+        self.runs = Runs(self.slots)
+
+    async def fill(self) -> None:
+        """Fill the pool, and one more."""
+        self.runs.start()
+        self.runs.start()
+        await settle()
+
+    def turn_away(self) -> None:
+        """One more call for the full pool comes along."""
+        assert not self.slots.welcome(Pool.PROCESS)
+
+    def pause_seconds(self) -> float:
+        """How long nothing is fetched from now on."""
+        start = self.clock.now
+        while self.slots.room() == 0:
+            self.clock.now += 0.01
+            assert self.clock.now < start + 60
+        return self.clock.now - start
+
+
+async def test_a_crowded_queue_is_only_probed() -> None:
+    """After calls for a full pool had to go back, a few messages are fetched from time to time, ever more rarely."""
+    here = Crowded()
+    await here.fill()
+    assert here.slots.room() == MAX_RECEIVE
+    pauses = []
+    for _ in range(8):
+        here.turn_away()
+        pauses.append(here.pause_seconds())
+        assert 0 < here.slots.room() < MAX_RECEIVE / 2
+    assert pauses[0] < 0.5
+    assert all(later >= earlier for earlier, later in itertools.pairwise(pauses))
+    assert 4 < pauses[-1] < 6
+    await here.runs.end()
+
+
+async def test_several_calls_of_one_fetch_crowd_once() -> None:
+    """What came along with one receive lengthens the pause once, not for each call."""
+    here = Crowded()
+    await here.fill()
+    for _ in range(30):
+        here.turn_away()
+    assert here.pause_seconds() < 0.5
+    await here.runs.end()
+
+
+async def test_a_queue_that_has_been_calm_is_fetched_from_as_before() -> None:
+    """Half a minute without a call for the full pool ends the caution."""
+    here = Crowded()
+    await here.fill()
+    here.turn_away()
+    here.clock.now += 40
+    assert here.slots.room() == MAX_RECEIVE
+    here.turn_away()
+    assert here.pause_seconds() < 0.5
+    await here.runs.end()
+
+
+async def test_a_pool_that_was_full_and_has_room_is_fetched_for() -> None:
+    """As many as the tightest pool can take cannot crowd it."""
+    here = Crowded()
+    await here.fill()
+    here.turn_away()
+    assert here.slots.room() == 0
+    await here.runs.end()
+    assert here.slots.room() == 1
+
+
+async def test_who_waits_for_room_wakes_for_a_probe() -> None:
+    """A worker whose every slot but the full pool's is free does not sleep until one of its long calls ends."""
+    slots = made(process=1, in_play={Pool.ASYNC})
+    runs = Runs(slots)
+    runs.start()
+    runs.start()
+    await settle()
+    assert not slots.welcome(Pool.PROCESS)
+    assert slots.room() == 0
+    async with asyncio.timeout(10):
+        await slots.until_room()
+    assert slots.room() > 0
+    await runs.end()
 
 
 # Waiting for room.

@@ -82,6 +82,7 @@ calls = st.builds(
     deaths=counts,
     preemptions=counts,
     mark=st.none() | texts,
+    alone=st.booleans(),
 )
 failures = st.builds(
     Failure, cause=st.sampled_from(Cause), type=texts, message=texts, traceback=texts, exception=st.none() | st.binary(max_size=100)
@@ -218,6 +219,7 @@ LATER = {
     "resent": True,
     "eta": 1_800_000_000.123,
     "run": 99,
+    "alone": True,
 }
 
 
