@@ -31,7 +31,10 @@ STREAMS = 2
 
 
 class Ledger:
-    """Reads and writes the records of `app` at `transport`; queues and container are made on first use unless `create` is off."""
+    """Reads and writes the records of `app` at `transport`.
+
+    Queues and container are made on first use, or only checked if `create` is off.
+    """
 
     def __init__(self, transport: Transport, app: str, keyring: Keyring, *, create: bool = True) -> None:
         self.app = app
@@ -57,11 +60,9 @@ class Ledger:
 
     async def _once(self, what: str, made: Queue | Store) -> None:
         """Make it on its first use; whoever comes meanwhile waits for the same request, and a failure is tried anew."""
-        if not self._create:
-            return
         made_before = self._ready.get(what)
         if made_before is None or (made_before.done() and (made_before.cancelled() or made_before.exception())):
-            self._ready[what] = asyncio.ensure_future(_create(made))
+            self._ready[what] = asyncio.ensure_future(_create(made) if self._create else made.check())
         await asyncio.shield(self._ready[what])
 
     # messages
@@ -215,9 +216,12 @@ class Ledger:
 
 
 async def _create(made: Queue | Store) -> None:
-    """Make it; without the right to, take it to be there: whatever is done with it next tells otherwise."""
-    with suppress(AccessDenied):
+    """Make it, or, without the right to, see that it is there; without the right to that either, what is done next tells."""
+    try:
         await made.create()
+    except AccessDenied:
+        with suppress(AccessDenied):
+            await made.check()
 
 
 async def _delete_if_there(store: Store, name: str) -> None:

@@ -93,8 +93,9 @@ def check_shipped(modules: Iterable[object]) -> tuple[ModuleType, ...]:
 
 
 def _whole(module: object) -> ModuleType:
-    """The package that a module is a part of, unless that is a namespace: a part alone would not import under its own name."""
+    """The outermost package that a module is a part of, namespaces aside: a part alone would not import under its own name."""
     if not isinstance(module, ModuleType):
         raise DeclarationError(f"ship takes modules, as in ship=[mymodule]; got {module!r}.")
-    above = sys.modules.get(module.__name__.partition(".")[0], module)
-    return module if getattr(above, "__file__", None) is None else above
+    parts = module.__name__.split(".")
+    above = (sys.modules.get(".".join(parts[:length]), module) for length in range(1, len(parts)))
+    return next((package for package in above if getattr(package, "__file__", None) is not None), module)

@@ -311,6 +311,17 @@ def test_another_apps_queue_is_refused(run: Run, queue: Queue, transport: Transp
     run(queue.create())
 
 
+def test_a_check_makes_nothing_and_tells_whose_the_queue_is(run: Run, queue: Queue, transport: Transport, unique: str) -> None:
+    """Where a queue may not be made, it can still be seen to be there, and to be ours."""
+    run(queue.check())
+    with pytest.raises(PlaceTaken, match=queue.name):
+        run(transport.queue(queue.name, app="two").check())
+    absent = transport.queue(f"{unique}-absent", app="one")
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            run(absent.check())
+
+
 def test_an_absent_queue_is_not_found(run: Run, transport: Transport, unique: str) -> None:
     """Nothing makes a queue but `create`."""
     absent = transport.queue(unique, app="one")

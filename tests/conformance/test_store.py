@@ -194,6 +194,14 @@ def test_an_absent_blob_is_not_found(run: Run, store: Store) -> None:
             run(request)
 
 
+def test_a_check_tells_whether_the_container_is_there(run: Run, store: Store, transport: Transport, unique: str) -> None:
+    """Where a container may not be made, it can still be seen to be there."""
+    run(store.check())
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            run(transport.store(f"{unique}-absent").check())
+
+
 def test_an_absent_container_is_not_found(run: Run, transport: Transport, unique: str) -> None:
     """Nothing makes a container but `create`."""
     absent = transport.store(unique)

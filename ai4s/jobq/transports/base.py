@@ -85,6 +85,9 @@ class Queue(Protocol):
         Raises `PlaceTaken` if it names another app. Doing it twice, or from two processes at once, is fine.
         """
 
+    async def check(self) -> None:
+        """See, without making anything, that the queue is there and its app's. Raises `NotFound`, `PlaceTaken`."""
+
     async def send(self, body: str, *, delay_seconds: float = 0) -> Receipt:
         """Put a message, invisible for `delay_seconds` (0 to MAX_DELAY_SECONDS). It never expires by itself.
 
@@ -133,6 +136,9 @@ class Store(Protocol):
 
     async def create(self) -> None:
         """Make the container if it is not there. Doing it twice, or from two processes at once, is fine."""
+
+    async def check(self) -> None:
+        """See, without making anything, that the container is there. Raises `NotFound`."""
 
     async def put(
         self,

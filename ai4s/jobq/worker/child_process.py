@@ -53,6 +53,7 @@ class Child:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "ai4s.jobq.worker.child", str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours)

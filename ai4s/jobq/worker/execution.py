@@ -152,9 +152,8 @@ def _raised(job: Job, found: Found, exc: BaseException) -> Report:
     if isinstance(exc, Retry):
         # What made the task ask says more than that it asked, should no attempt be left.
         why = exc.__cause__ or exc.__context__ or exc
-        return Report(
-            job.number, Kind.RAISED, failure=failure_of(why, found.codec), retryable=True, delay_seconds=exc.delay_seconds
-        )
+        failure = failure_of(why, found.codec)
+        return Report(job.number, Kind.RAISED, failure=failure, retryable=True, delay_seconds=_delay_seconds(exc))
     return Report(job.number, Kind.RAISED, failure=failure_of(exc, found.codec), retryable=found.policy.covers(exc))
 
 

@@ -57,9 +57,10 @@ class AzureQueue:
         except AlreadyExists as exc:
             # 204 says that its metadata are the same as ours, 409 that they differ.
             if status_of(exc.__cause__) != 204:
-                await self._check_owner()
+                await self.check()
 
-    async def _check_owner(self) -> None:
+    async def check(self) -> None:
+        """See that the queue is there, and not another app's."""
         properties = await self._retrying.repeat(f"look at {self._where}", self._client.get_queue_properties)
         # A queue without a name on it is nobody else's: ai4s-jobq 3.x wrote none.
         owner = (properties.metadata or {}).get(APP_KEY, self._app)

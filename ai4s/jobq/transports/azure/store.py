@@ -57,6 +57,10 @@ class AzureStore:
         except AlreadyExists:
             return
 
+    async def check(self) -> None:
+        """See that the container is there."""
+        await self._retrying.repeat(f"look at {self._where}", self._client.get_container_properties)
+
     async def put(
         self,
         name: str,

@@ -37,6 +37,10 @@ class LocalQueue:
         """Make the queue, or find that it is ours."""
         await self.database.write(partial(_create, name=self.name, app=self.app))
 
+    async def check(self) -> None:
+        """See that the queue is there and ours."""
+        await self.database.read(partial(_check_owner, name=self.name, app=self.app))
+
     async def send(self, body: str, *, delay_seconds: float = 0) -> Receipt:
         """Put a message and wake who idles."""
         _check_body(body)
@@ -117,9 +121,15 @@ def _require(transaction: Transaction, queue: str) -> None:
 
 def _create(transaction: Transaction, *, name: str, app: str) -> None:
     transaction.execute("INSERT OR IGNORE INTO queues (name, app) VALUES (?, ?)", (name, app))
-    (owner,) = transaction.execute("SELECT app FROM queues WHERE name = ?", (name,)).fetchone()
-    if owner != app:
-        raise PlaceTaken(f"The queue {name!r} belongs to the app {owner!r}, not to {app!r}. Rename one of the apps.")
+    _check_owner(transaction, name=name, app=app)
+
+
+def _check_owner(transaction: Transaction, *, name: str, app: str) -> None:
+    row = transaction.execute("SELECT app FROM queues WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise _absent(name)
+    if row[0] != app:
+        raise PlaceTaken(f"The queue {name!r} belongs to the app {row[0]!r}, not to {app!r}. Rename one of the apps.")
 
 
 def _send(transaction: Transaction, *, queue: str, body: str, delay_seconds: float) -> Receipt:

@@ -44,6 +44,10 @@ class LocalStore:
         """Make the container if it is not there."""
         await self.database.write(partial(rows.create, container=self.container))
 
+    async def check(self) -> None:
+        """See that the container is there."""
+        await self.database.read(partial(rows.require_container, container=self.container))
+
     async def put(
         self,
         name: str,
