@@ -28,6 +28,9 @@ from ai4s.jobq.message import Call, DeadLetter, Outcome, Pool, State
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt, Store, Transport
 from ai4s.jobq.transports.local import LocalTransport
+from ai4s.jobq.transports.local.database import Transaction
+from ai4s.jobq.transports.local.queue import LocalQueue
+from ai4s.jobq.transports.local.store import LocalStore
 from ai4s.jobq.transports.place import LocalPlace
 from ai4s.jobq.worker.attempt import Attempts, Workshop
 from ai4s.jobq.worker.duties import Duties
@@ -195,8 +198,8 @@ class World:
         self.folder = folder
         self.app = app or f"app-{next(_APPS)}"
         self.ledger = Ledger(transport, self.app, Keyring())
-        self.store = transport.store(layout.container_name(self.app))
-        self.queue = transport.queue(layout.queue_name(self.app, QUEUE), app=self.app)
+        self.store = LocalStore(layout.container_name(self.app), transport.database, transport.files)
+        self.queue = LocalQueue(layout.queue_name(self.app, QUEUE), self.app, transport.database, transport.bell)
         self.transport = transport
         self.later_seconds = 0.0
         self.one_at_a_time, self.cold = True, False
@@ -265,7 +268,7 @@ class World:
 
     async def look(self) -> None:
         """Check what must hold at every moment."""
-        outcomes, self.letters, self.depth = await asyncio.gather(self._outcomes(), self._names("failed/"), self.queue.depth())
+        outcomes, self.letters, self.depth = await self.transport.database.read(self._snapshot)
         for name, found in self.seen.items():
             assert outcomes.get(name) == found, f"the outcome {name} has changed after it could be read"
         self.seen = outcomes
@@ -279,12 +282,17 @@ class World:
             assert due <= self.letters, "a message is gone, and its failed call has no dead letter"
             assert len(self.letters) == len(due) + self.unreadable, "an unreadable message is gone without a dead letter"
 
-    async def _outcomes(self) -> dict[str, tuple[str, bytes]]:
-        blobs = [await self.store.get(name) for name in await self._names("results/")]
-        return {blob.info.name: (blob.info.etag, blob.data) for blob in blobs if blob is not None}
-
-    async def _names(self, prefix: str) -> set[str]:
-        return {info.name async for info in self.store.list(prefix)}
+    def _snapshot(self, transaction: Transaction) -> tuple[dict[str, tuple[str, bytes]], set[str], int]:
+        """Outcomes with etags and bytes, dead letters, and the number of messages, all as of one moment."""
+        container, queue = self.store.container, self.queue.name
+        outcomes = transaction.execute(
+            "SELECT blobs.name, etag, data FROM blobs LEFT JOIN parts ON parts.blob = blobs.id "
+            "WHERE container = ? AND name LIKE 'results/%'",
+            (container,),
+        ).fetchall()
+        letters = transaction.execute("SELECT name FROM blobs WHERE container = ? AND name LIKE 'failed/%'", (container,)).fetchall()
+        (depth,) = transaction.execute("SELECT count(*) FROM messages WHERE queue = ?", (queue,)).fetchone()
+        return {name: (etag, bytes(data or b"")) for name, etag, data in outcomes}, {name for (name,) in letters}, depth
 
     def _state(self, name: str, found: tuple[str, bytes]) -> State | None:
         outcome = self.read_outcome(name, found[1])
@@ -368,7 +376,8 @@ class WorkerProcess(Process):
 async def drain(world: World, worker: Callable[[], WorkerProcess], *, round_seconds: float = 0) -> None:
     """Deliver again and again, each time to a new worker and after all leases have ended, until no message is left."""
     for _ in range(MOST_ROUNDS):
-        if await world.queue.depth() == 0:
+        await world.look()
+        if world.depth == 0:
             return
         await world.make_visible()
         await worker().live()

@@ -115,6 +115,7 @@ class App:
             origin = _origin(made.function)
             self._refuse_duplicate(made, origin)
             self.tasks[made.name], self._origins[made.name] = made, origin
+            self.client.modules.add(made.function.__module__)
         return made
 
     def _make(self, function: Any, given: dict[str, Any]) -> Task[..., Any, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from .client import Client
 from .errors import ConfigurationError
+from .running import being_imported
 
 READY = "ready"
 
@@ -60,6 +61,12 @@ class BackgroundWorker:
         if self._process is not None:
             raise ConfigurationError("This worker runs already; app.worker() makes another one.")
         command = [sys.executable, "-m", "ai4s.jobq.worker"]
+        imported = being_imported()
+        if imported is not None:
+            raise ConfigurationError(
+                f"{imported} starts a worker when it is imported, and a worker imports it now. "
+                'Put what the program does under `if __name__ == "__main__":`.'
+            )
         # A session of its own: Ctrl-C is for this program, which ends the worker when it leaves the block.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert self._process.stdin and self._process.stdout

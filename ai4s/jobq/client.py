@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import secrets
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from . import layout
 from .clock import boottime
 from .config import check_keys, default_url, read_settings
+from .errors import ConfigurationError
 from .ledger import Ledger
 from .portal import Portal
 from .signing import Keyring
@@ -98,6 +100,8 @@ class Client:
         self._session: _Session | None = None
         self._lock = threading.Lock()
         self._silence_noted = False
+        self.modules: set[str] = set()
+        """Where workers find tasks of this app by importing."""
         self.instead: Callable[[Any], Any] | None = None
         """What is done with a call in place of sending it; None outside tests."""
 
@@ -114,7 +118,11 @@ class Client:
     @cached_property
     def place(self) -> Place:
         """The place; raises ConfigurationError for a URL that is none."""
-        place = parse_place(self.url)
+        try:
+            place = parse_place(self.url)
+        except ConfigurationError as exc:
+            source = f"The url of the app {self.name!r}" if self._given_url else "JOBQ_URL"
+            raise ConfigurationError(f"{source}: {exc}") from None
         _CLIENTS[self.name, place.label] = self
         return place
 
@@ -176,6 +184,11 @@ class Client:
             )  # fmt: skip
 
     def _target(self) -> str:
+        """What to start a worker with: the module where the app is found, if its tasks have one."""
+        for module in sorted(self.modules):
+            for name, value in vars(sys.modules.get(module, object)).items():
+                if getattr(value, "client", None) is self and hasattr(value, "tasks"):
+                    return f"{module}:{name}"
         return f"{self.place.label}/{self.name}"
 
     @property

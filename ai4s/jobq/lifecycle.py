@@ -14,8 +14,13 @@ from .message import Call, Cause, Failure, Spill
 MAX_IDLE_PREEMPTIONS = 5
 """Preemptions without progress after which a call is taken to be too long for these machines."""
 
-UNFIT_DELAY_SECONDS = 3600
-"""How long a sound message that this worker cannot run is put aside, for workers that can."""
+FIRST_UNFIT_DELAY_SECONDS, LONGEST_UNFIT_DELAY_SECONDS = 30.0, 3600.0
+"""How long a sound message that this worker cannot run is put aside, for workers that can: twice as long each time.
+
+Mostly somebody has forgotten to restart a worker after a change, and mends that within minutes.
+"""
+
+HINDERED_DELAY_SECONDS = 10.0
 
 UNFIT_DELIVERIES = 24
 UNFIT_AGE_SECONDS = 23 * 3600
@@ -68,6 +73,11 @@ class Disturbed:
 
 
 @dataclass(frozen=True, slots=True)
+class Hindered:
+    """This worker could not run the attempt for reasons of its own: a full disk, a child that cannot start."""
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The call was delivered after its `expires`."""
 
@@ -81,7 +91,7 @@ class Refused:
     age_seconds: float
 
 
-Happening = Succeeded | Raised | TimedOut | Died | Preempted | Disturbed | Expired | Refused
+Happening = Succeeded | Raised | TimedOut | Died | Preempted | Disturbed | Hindered | Expired | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +139,15 @@ def decide(happening: Happening, call: Call, *, jitter: float) -> Decision:
             return _after_error(call, failure, retryable=True, delay_seconds=None, jitter=jitter)
         case Died(failure):
             return _after_death(call, failure, jitter)
-        case Preempted() | Disturbed():
+        case Preempted() | Disturbed() | Hindered():
             return _after_interruption(call, happening)
         case Refused():
-            return Bury(happening.failure) if is_hopeless(happening) else Release(UNFIT_DELAY_SECONDS)
+            return Bury(happening.failure) if is_hopeless(happening) else Release(unfit_delay_seconds(happening.deliveries))
+
+
+def unfit_delay_seconds(deliveries: int) -> float:
+    """How long to put a message aside that has been delivered so often."""
+    return float(min(LONGEST_UNFIT_DELAY_SECONDS, FIRST_UNFIT_DELAY_SECONDS * 2 ** min(deliveries - 1, 10)))
 
 
 def is_hopeless(refusal: Refused) -> bool:
@@ -155,7 +170,9 @@ def _after_death(call: Call, failure: Failure, jitter: float) -> Decision:
     return Retry(charged, call.backoff.delay_seconds(call.deaths, jitter))
 
 
-def _after_interruption(call: Call, happening: Preempted | Disturbed) -> Decision:
+def _after_interruption(call: Call, happening: Preempted | Disturbed | Hindered) -> Decision:
+    if isinstance(happening, Hindered):
+        return Retry(replace(call, mark=None), HINDERED_DELAY_SECONDS)
     if isinstance(happening, Disturbed):
         # Uncharged, and bounded: a suspect shares no process from then on, so its next death is its own.
         return Retry(replace(call, alone=call.alone or happening.suspect, mark=None), 0)

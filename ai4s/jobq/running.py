@@ -60,6 +60,24 @@ def current_or_none() -> RunningCall | None:
     return _RUNNING.get()
 
 
+_IMPORTING: ContextVar[str | None] = ContextVar("jobq_importing", default=None)
+
+
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """A worker imports the user's modules: what would wait for a worker, or start one, must not run then."""
+    token = _IMPORTING.set(what)
+    try:
+        yield
+    finally:
+        _IMPORTING.reset(token)
+
+
+def being_imported() -> str | None:
+    """What a worker is importing now, if it is."""
+    return _IMPORTING.get()
+
+
 @contextmanager
 def running(call: RunningCall) -> Iterator[None]:
     """Make `call` the current one."""
@@ -71,8 +89,13 @@ def running(call: RunningCall) -> Iterator[None]:
 
 
 def refuse_to_wait(call_id: str) -> None:
-    """Raise WouldDeadlock inside a task."""
-    call = _RUNNING.get()
+    """Raise WouldDeadlock inside a task, and while a worker imports the module."""
+    call, imported = _RUNNING.get(), _IMPORTING.get()
+    if imported is not None:
+        raise WouldDeadlock(
+            f"{imported} waits for call {call_id} while a worker imports it, which is before any call can run. "
+            'Put what the program does under `if __name__ == "__main__":`.'
+        )
     if call is not None:
         raise WouldDeadlock(
             f"Call {call.id} must not wait for call {call_id}: it would hold its slot for a call that may need one. "

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from . import layout
 from .client import Client
 from .codec import Encoded
-from .errors import HandleAsArgument, KeyConflict
+from .errors import HandleAsArgument, KeyConflict, NotSerializable
 from .handle import Handle, Sent
 from .ledger import Ledger
 from .message import Call
@@ -44,7 +44,21 @@ class Order:
 
 def encode_arguments(options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
     """The arguments as bytes; raises HandleAsArgument for a handle anywhere in them, NotSerializable for what can't travel."""
-    return options.codec.dumps((args, kwargs), _refuse_handles)
+    try:
+        return options.codec.dumps((args, kwargs), _refuse_handles)
+    except NotSerializable as exc:
+        raise _naming_the_argument(options, args, kwargs) or exc from exc.__cause__
+
+
+def _naming_the_argument(options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NotSerializable | None:
+    """The error with the first argument that cannot travel alone, which says more than that all of them together cannot."""
+    named = [*((f"number {position}", value) for position, value in enumerate(args, 1)), *kwargs.items()]
+    for name, value in named:
+        try:
+            options.codec.dumps(value, _refuse_handles)
+        except NotSerializable as exc:
+            return NotSerializable(f"Argument {name} cannot travel. {exc}")
+    return None
 
 
 def _refuse_handles(value: object) -> None:

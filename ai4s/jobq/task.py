@@ -65,11 +65,11 @@ class Task(Generic[P, D, R]):
         self._shipment, self._chosen = shipment, chosen
         self.name = declared.name or default_name(function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> D:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> D:
         """Call the function here and now, as if it were no task."""
         return self.function(*args, **kwargs)
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Submit a call; returns when it is durable.
 
         Raises:
@@ -83,7 +83,7 @@ class Task(Generic[P, D, R]):
             return cast("Handle[R]", self.client.instead(order))
         return cast("Handle[R]", self.client.run(partial(submit, self.client, order)))
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """As `delay`."""
         order = self._order(args, kwargs)
         if self.client.instead is not None:

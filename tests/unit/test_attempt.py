@@ -59,6 +59,9 @@ THEIRS = Outcome(CALL.id, 1, State.SUCCEEDED, "b" * 16, task=TASK, queue=QUEUE, 
 THEIR_FAILURE = replace(THEIRS, state=State.FAILED, value=None, failure=RAISED)
 DAY_SECONDS = 24 * 3600.0
 
+FOLLOWED = {Fault.CRASH_AFTER, Fault.ANSWER_LOST, Fault.TAKEN}
+"""Faults that a worker, or the next one, goes on from in ways of their own; after the others a death is as a death alone."""
+
 every_fault = pytest.mark.parametrize("fault", list(Fault), ids=lambda fault: fault.name.lower())
 
 
@@ -191,7 +194,7 @@ async def check_end(world: World, scenario: Scenario, faults: dict[int, Fault]) 
 
 
 async def explore(folder: Path, scenario: Scenario, fault: Fault) -> None:
-    """Play the scenario with the fault at each request in turn, alone and with a later death at each request."""
+    """Play the scenario with the fault at each request in turn: alone, and if it is `FOLLOWED` also with a later death at each."""
     async with opened(folder / "place") as transport:
         whole = await play(transport, folder, scenario, {})
         assert len(whole.world.executed) == scenario.executions
@@ -199,7 +202,7 @@ async def explore(folder: Path, scenario: Scenario, fault: Fault) -> None:
         assert outcome is None or outcome.attempts == scenario.attempts
         for first in range(len(whole.asked)):
             disturbed = await play(transport, folder, scenario, {first: fault})
-            for second in range(first + 1, len(disturbed.asked)):
+            for second in range(first + 1, len(disturbed.asked) if fault in FOLLOWED else 0):
                 await play(transport, folder, scenario, {first: fault, second: Fault.CRASH_AFTER})
 
 
@@ -253,7 +256,8 @@ async def test_a_success_takes_three_requests(tmp_path: Path) -> None:
 async def test_the_first_use_of_the_container_may_fail(tmp_path: Path, fault: Fault) -> None:
     """A worker that finds the container only when it settles its first call settles it as any other."""
     await explore(tmp_path, Scenario(comes_to(returned()), State.SUCCEEDED, 1, 1, cold=True), fault)
-    await explore(tmp_path, Scenario(comes_to(raised(retryable=False)), State.FAILED, 1, 1, cold=True), fault)
+    if fault is not Fault.OVERDUE:  # finding the container may take as long as the put itself, in which no look at the lease helps
+        await explore(tmp_path, Scenario(comes_to(raised(retryable=False)), State.FAILED, 1, 1, cold=True), fault)
 
 
 # Budgets.
@@ -297,14 +301,14 @@ async def test_a_retry_far_away_waits_in_hops(tmp_path: Path, fault: Fault) -> N
 async def test_a_death_of_a_child_is_charged_at_once(tmp_path: Path, fault: Fault) -> None:
     """A child that died costs one death, and the next attempt succeeds."""
     task = comes_to(Died(DIED), returned(), by=lambda call: call.deaths)
-    await explore(tmp_path, Scenario(task, State.SUCCEEDED, 2, 2), fault)
+    await explore(tmp_path, Scenario(task, State.SUCCEEDED, 2, 2, replace(CALL, max_deaths=5)), fault)
 
 
 @every_fault
 async def test_a_death_of_a_worker_is_charged_on_redelivery(tmp_path: Path, fault: Fault) -> None:
     """A second delivery leaves its mark; a worker that dies under it is charged by the third one, which succeeds."""
     task = comes_to(Crash, returned(), by=lambda call: call.deaths)
-    await explore(tmp_path, Scenario(task, State.SUCCEEDED, 3, 2), fault)
+    await explore(tmp_path, Scenario(task, State.SUCCEEDED, 3, 2, replace(CALL, max_deaths=5)), fault)
 
 
 @every_fault

@@ -224,13 +224,13 @@ async def test_a_send_that_gives_up_says_if_it_may_have_been_done(
     assert 1 <= len(pauses) <= 6
 
 
-async def test_a_refusal_is_not_sent_again(tmp_path: Path) -> None:
-    """What repeating cannot mend is told at once."""
+async def test_an_absent_queue_is_told_at_once(tmp_path: Path) -> None:
+    """Where nothing is made, what is not there is found before anything is sent, and what repeating cannot mend is not repeated."""
     planned = Faults()
     async with opened(tmp_path, planned, create=False) as ledger:
         with pytest.raises(NotFound):
             await ledger.send(CALL)
-    assert planned.asked == ["send"]
+    assert planned.asked == ["check"]
 
 
 async def test_a_long_delay_goes_in_hops(tmp_path: Path) -> None:
@@ -576,11 +576,14 @@ async def test_queue_and_container_are_made_once(tmp_path: Path) -> None:
 
 async def test_nothing_is_made_where_that_is_turned_off(tmp_path: Path) -> None:
     """create=False asks for no right to create."""
+    async with opened(tmp_path) as ledger:
+        await ledger.queue("default")
+        await ledger.store()
     planned = Faults()
     async with opened(tmp_path, planned, create=False) as ledger:
         await ledger.queue("default")
         await ledger.store()
-    assert planned.asked == []
+    assert planned.asked == ["check", "check"]
 
 
 async def test_a_first_use_that_failed_is_tried_anew(tmp_path: Path) -> None:

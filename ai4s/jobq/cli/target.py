@@ -31,6 +31,8 @@ def parse_target(text: str) -> Target:
     """Read TARGET; raises ConfigurationError that says what would be right."""
     if MODULE_AND_APP.fullmatch(text):
         return Target(module=text)
+    if re.fullmatch(r"\w+://[^/]*/?", text):
+        raise ConfigurationError(f"{text!r} names a place and no app: add it, as in {text.rstrip('/')}/myproj. {HELP}")
     place, slash, app = text.rpartition("/")
     if not slash or not place or not app:
         raise ConfigurationError(f"{text!r} names no app. {HELP}")

@@ -23,12 +23,12 @@ from ..clock import boottime
 from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, ResultGone, SignatureInvalid, Unfit, Unreachable
 from ..ledger import Ledger
 from ..lifecycle import (
-    UNFIT_DELAY_SECONDS,
     Bury,
     Died,
     Expired,
     Finish,
     Happening,
+    Hindered,
     Raised,
     Refused,
     Release,
@@ -36,6 +36,7 @@ from ..lifecycle import (
     Succeeded,
     decide,
     is_hopeless,
+    unfit_delay_seconds,
 )
 from ..message import Call, Cause, DeadLetter, Failure, Outcome, State
 from ..printable import printable
@@ -53,7 +54,7 @@ log = logging.getLogger("ai4s.jobq.worker")
 CLOCK_SLACK_SECONDS = 1.0
 """An answer's Date has whole seconds: a message may seem to come up to one second before its time."""
 
-CROWDED_DELAY_SECONDS = 1.0
+CROWDED_DELAY_SECONDS = 0.3
 """How long a call goes back that came along with others while its own pool was full."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
@@ -77,13 +78,18 @@ class Attempt:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of this worker's attempts so far. `refused` holds messages put aside, and until when on the worker's clock."""
+    """What became of this worker's attempts so far.
+
+    `refused` holds messages put aside, and until when on the worker's clock; `hindered` counts attempts in a row that this
+    machine could not even begin.
+    """
 
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
     given_back: int = 0
     lost: int = 0
+    hindered: int = 0
     refused: dict[str, float] = field(default_factory=dict)
 
 
@@ -145,9 +151,10 @@ class Attempts:
         if is_hopeless(_refused(delivery, str(exc))):
             await self._bury_unread(queue_name, delivery, lease, exc)
             return
-        log.warning("Message %s is put aside for an hour: %s", delivery.receipt.message_id, printable(str(exc)))
-        self._note_refused(delivery)
-        await _patiently(lease, lambda: lease.settle(_releasing(UNFIT_DELAY_SECONDS)))
+        seconds = unfit_delay_seconds(delivery.dequeue_count)
+        log.warning("Message %s is put aside for %g s: %s", delivery.receipt.message_id, seconds, printable(str(exc)))
+        self._note_refused(delivery, seconds)
+        await _patiently(lease, lambda: lease.settle(_releasing(seconds)))
 
     async def _bury_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: MessageError) -> None:
         log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, printable(str(exc)))
@@ -172,13 +179,20 @@ class Attempts:
     async def _ended_before(self, attempt: Attempt) -> bool:
         """Whether an earlier delivery ended this run; if so, finish what it may have left undone."""
         call = attempt.call
+        return await self._finish_standing(attempt, lambda: self._ledger.outcome(call.id, call.run))
+
+    async def _finish_standing(self, attempt: Attempt, read: Callable[[], Awaitable[Outcome | None]]) -> bool:
+        """Finish the settlement of the outcome that `read` gives, whoever wrote it; False if there is none."""
         try:
-            standing = await _patiently(attempt.lease, lambda: self._ledger.outcome(call.id, call.run))
+            standing = await _patiently(attempt.lease, read)
         except ResultGone:
             await _patiently(attempt.lease, attempt.lease.delete)
             return True
+        except Unfit as exc:
+            await self._refuse_unread(attempt.call.queue, attempt.delivery, attempt.lease, exc)
+            return True
         except MessageError as exc:
-            await self._bury_unread(call.queue, attempt.delivery, attempt.lease, exc)
+            await self._bury_unread(attempt.call.queue, attempt.delivery, attempt.lease, exc)
             return True
         if standing is not None:
             await self._finish(attempt, standing)
@@ -197,7 +211,7 @@ class Attempts:
             message = f"The worker that ran attempt {call.attempt} vanished, or the task killed it."
             decision = decide(Died(Failure(Cause.DIED, "", message)), call, jitter=0)
             if isinstance(decision, Bury):
-                return attempt, Died(decision.failure)
+                return replace(attempt, call=replace(call, deaths=call.deaths + 1, mark=None)), Died(decision.failure)
             assert isinstance(decision, Retry)
             # The lease that ran out was delay enough: it goes on here and now.
             attempt = replace(attempt, call=decision.call)
@@ -245,9 +259,12 @@ class Attempts:
         except MessageError as exc:
             return Raised(Failure(Cause.REFUSED, type(exc).__name__, str(exc)), retryable=False)
         except OSError as exc:
-            return Died(Failure(Cause.DIED, type(exc).__name__, f"The worker's scratch folder failed: {exc}"))
+            log.error("Call %s goes back, since the worker's scratch folder failed: %s", call.id, exc)
+            self.counts.hindered += 1
+            return Hindered()
 
     async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
+        self.counts.hindered = self.counts.hindered + 1 if isinstance(ending, Hindered) else 0
         if not isinstance(ending, Report):
             return ending
         self._slots.took(attempt.call.pool, ending.seconds)
@@ -268,15 +285,14 @@ class Attempts:
                 state = State.EXPIRED if value is None else State.SUCCEEDED
                 await self._end(attempt, self._outcome(attempt, state, ran_from, value=value))
             case Bury(failure):
-                if not attempt.lease.held:
-                    raise LeaseLost
                 await self._end(attempt, self._outcome(attempt, State.FAILED, ran_from, failure=failure))
             case Retry(call, delay_seconds):
                 await self._retry(attempt, call, delay_seconds)
             case Release(delay_seconds):
                 assert isinstance(happening, Refused)
-                log.warning("Call %s is put aside for an hour: %s", _described(attempt.call), printable(happening.failure.message))
-                self._note_refused(attempt.delivery)
+                reason = printable(happening.failure.message)
+                log.warning("Call %s is put aside for %g s: %s", _described(attempt.call), delay_seconds, reason)
+                self._note_refused(attempt.delivery, delay_seconds)
                 await self._release(attempt, delay_seconds)
 
     def _outcome(
@@ -302,12 +318,13 @@ class Attempts:
 
     async def _end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Commit the outcome unless there is one, and finish whichever stands."""
-        try:
-            standing = await _patiently(attempt.lease, lambda: self._ledger.commit(outcome))
-        except ResultGone:
-            await _patiently(attempt.lease, attempt.lease.delete)
-            return
-        await self._finish(attempt, standing)
+        await self._finish_standing(attempt, lambda: self._commit(attempt, outcome))
+
+    async def _commit(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        # Looked at before each try: the lease may run out between two of them.
+        if outcome.state is not State.SUCCEEDED and not attempt.lease.held:
+            raise LeaseLost("The lease was lost, and only a success may be written without one.")
+        return await self._ledger.commit(outcome)
 
     async def _finish(self, attempt: Attempt, standing: Outcome) -> None:
         """What follows an outcome, whoever wrote it: the dead letter, then the deletion of the message."""
@@ -337,13 +354,18 @@ class Attempts:
         text = (await self._ledger.sealed(attempt.call))[1] if attempt.redelivered else None
         await _patiently(attempt.lease, lambda: attempt.lease.settle(_releasing(delay_seconds, text)))
 
-    def _note_refused(self, delivery: Delivery) -> None:
-        self.counts.refused[delivery.receipt.message_id] = boottime() + UNFIT_DELAY_SECONDS
+    def _note_refused(self, delivery: Delivery, seconds: float) -> None:
+        self.counts.refused[delivery.receipt.message_id] = boottime() + seconds
 
 
 def _refused(delivery: Delivery, reason: str) -> Refused:
     failure = Failure(Cause.REFUSED, "", reason)
     return Refused(failure, delivery.dequeue_count, delivery.server_time - delivery.inserted)
+
+
+def _told(failure: Failure) -> str:
+    line = failure.message.partition("\n")[0]
+    return printable(f"{failure.type}: {line}" if failure.type else line)
 
 
 def _described(call: Call) -> str:

@@ -115,8 +115,11 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_read_jobs, args=(channel, jobs, busy), name="jobq-reader", daemon=True).start()
+    process = os.getpid()
     while (job := jobs.get()) is not None:
         report = execution.run(job)
+        if os.getpid() != process:
+            os._exit(0)  # the task forked, and this is the copy: one report is enough, and nobody will talk to it
         # Before the report: once it has it, the supervisor may close the socket, and that must not look like its death.
         busy.clear()
         channel.send(report)

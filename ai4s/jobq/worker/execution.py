@@ -169,7 +169,8 @@ def _returned(job: Job, codec: Codec, value: object) -> Report:
     try:
         data = codec.dumps(value).data
     except NotSerializable as exc:
-        return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec))
+        told = NotSerializable(f"What {job.call.task} returned cannot travel. {exc}")
+        return Report(job.number, Kind.RAISED, failure=failure_of(told.with_traceback(exc.__traceback__), codec))
     if len(data) <= MAX_INLINE_BYTES:
         return Report(job.number, Kind.RETURNED, value=data)
     try:

@@ -10,13 +10,14 @@ Next: `child_process.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
-from ..lifecycle import Died, Disturbed, Preempted, TimedOut
+from ..lifecycle import Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from .child_process import GRACE_SECONDS, Child, ChildDied
 from .jobs import ChildSetup, Job, Ready, Report
@@ -24,8 +25,9 @@ from .jobs import ChildSetup, Job, Ready, Report
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
+log = logging.getLogger("ai4s.jobq.worker")
 T = TypeVar("T")
-Ending = Report | TimedOut | Died | Preempted | Disturbed
+Ending = Report | TimedOut | Died | Preempted | Disturbed | Hindered
 
 
 class _Start:
@@ -57,7 +59,8 @@ class Crew:
         try:
             child = await _unless(leaving, self._acquire(shipped))
         except ConfigurationError as exc:
-            return Died(Failure(Cause.DIED, "", str(exc)))
+            log.error("Call %s goes back, since no child process can be started: %s", job.call.id, exc)
+            return Hindered()
         if child is None:
             return Preempted()
         try:
@@ -157,7 +160,10 @@ class Crew:
         return idle or None
 
     async def _start(self, shipped: tuple[str, ...]) -> tuple[Child, Ready]:
-        child, ready = await Child.start(replace(self._setup, shipped=shipped))
+        try:
+            child, ready = await Child.start(replace(self._setup, shipped=shipped))
+        except OSError as exc:  # no memory, no descriptors, no processes left
+            raise ConfigurationError(f"This machine cannot start a process: {exc}") from exc
         if ready.problem is not None:
             await child.kill()
             raise ConfigurationError(ready.problem)

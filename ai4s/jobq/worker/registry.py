@@ -19,6 +19,7 @@ from ..app import App
 from ..client import Client, Origin
 from ..errors import ConfigurationError
 from ..layout import DEFAULT_QUEUE
+from ..running import importing
 from ..task import Task
 from .jobs import ChildSetup, Ready, Served
 
@@ -29,6 +30,11 @@ def load(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
     Raises ConfigurationError that says which part of the target is wrong. What the user's modules raise passes through.
     """
     _extend_search_path(setup)
+    with importing(setup.target or ", ".join(setup.modules)):
+        return _loaded(setup)
+
+
+def _loaded(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
     if setup.target is not None:
         app = import_app(setup.target)
         client, tasks = app.client, dict(app.tasks)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..clock import boottime
 from ..config import read_settings
-from ..errors import TransportError
+from ..errors import ConfigurationError, TransportError
 from ..ledger import Ledger
 from ..message import Pool
 from ..signing import Keyring
@@ -36,6 +36,9 @@ from .slots import Slots
 from .status import Status
 
 log = logging.getLogger("ai4s.jobq.worker")
+
+MOST_HINDRANCES = 5
+"""So many attempts in a row that this machine could not begin, and the worker ends: it would only keep calls from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Worker:
         self._shutdown = shutdown
         self._last_work = boottime()
         self._empty_looks = 0
+        self.gave_up = False
 
     def numbers(self) -> Mapping[str, int]:
         """Counts for the status."""
@@ -111,6 +115,9 @@ class Worker:
         except Exception:  # a defect of ours in one attempt must not end the others: its message comes again
             log.exception("Message %s hit a defect of the worker; it will be delivered again.", delivery.receipt.message_id)
         self._last_work = boottime()
+        if self._attempts.counts.hindered >= MOST_HINDRANCES:
+            self.gave_up = True
+            self._shutdown.drain(f"{MOST_HINDRANCES} attempts in a row could not even begin on this machine")
 
     async def _is_over(self) -> bool:
         if self._slots.busy:
@@ -197,7 +204,10 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
             for task in keeping:
                 task.cancel()
     await status.write("stopped")
-    log.info("Worker %s ends: %s", plan.setup.worker, worker.numbers())
+    told = ", ".join(f"{number} {name}" for name, number in worker.numbers().items() if name not in ("slots", "running"))
+    log.info("Worker %s ends: %s", plan.setup.worker, told)
+    if worker.gave_up:
+        raise ConfigurationError("The worker could not begin calls any more; the log says why. They went back to their queues.")
 
 
 def _announce(plan: Plan, parts: _Parts) -> None:

@@ -14,10 +14,13 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from ..clock import boottime
+
 log = logging.getLogger("ai4s.jobq.worker")
 
 T = TypeVar("T")
 
+ONE_WISH_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -28,6 +31,7 @@ class Shutdown:
         self.draining, self.leaving = asyncio.Event(), asyncio.Event()
         self._grace_seconds = grace_seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._signalled_at = float("-inf")
 
     def drain(self, reason: str, *, grace_seconds: float | None = None) -> None:
         """Take nothing new from now on, and leave when the grace period is over."""
@@ -41,7 +45,11 @@ class Shutdown:
     def signalled(self, name: str) -> None:
         """Drain; for a signal that comes while draining, leave."""
         if self.draining.is_set():
-            self._leave()
+            # Some senders signal a process and then its group, which is one wish and not two.
+            if boottime() - self._signalled_at > ONE_WISH_SECONDS:
+                self._leave()
+            return
+        self._signalled_at = boottime()
         self.drain(f"{name} received")
 
     async def unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:

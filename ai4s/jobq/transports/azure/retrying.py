@@ -23,6 +23,9 @@ from .translate import Account, retry_after_seconds, status_of, translated
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+TOLD_AT = 6
+"""The attempt at which a fault is worth a line in the log: it has lasted a few seconds."""
+
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 
@@ -74,7 +77,8 @@ class Retrying:
                 if tries.over or time.monotonic() + pause > deadline:
                     fault.maybe_done = tries.maybe_done
                     raise
-                logger.debug("%s Attempt %d; again in %.1f s.", fault, tries.count, pause)
+                level = logging.WARNING if tries.count == TOLD_AT else logging.DEBUG
+                logger.log(level, "%s Trying on for up to %.0f s.", fault, deadline - time.monotonic())
             await asyncio.sleep(pause)
 
     def _pause_seconds(self, count: int, fault: Unreachable) -> float:
