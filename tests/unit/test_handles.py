@@ -701,7 +701,7 @@ def test_a_forgotten_call_counts_as_ended(app: App) -> None:
 # nobody works
 
 
-SILENCE = "Still waiting: no worker has been seen for app 'handles' at {place}. Start one with: jobq-worker {place}/handles"
+SILENCE = "Still waiting: no worker has been seen for app 'handles' at {place}. Start one with: jobq-worker test_handles:declared"
 
 
 @pytest.fixture
