@@ -86,6 +86,37 @@ class Numbered:
         return self.faults.get(len(self.asked) - 1)
 
 
+class Turns:
+    """Requests wait here, of several processes, until they are let go, each with what is to go wrong at it."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Process, tuple[str, asyncio.Future[Fault | None]]] = {}
+        self._changed = asyncio.Event()
+
+    async def reach(self, process: Process, label: str) -> Fault | None:
+        turn: asyncio.Future[Fault | None] = asyncio.get_running_loop().create_future()
+        before = self.waiting.get(process)  # its task, which has come to "run", while its lease is renewed
+        self.waiting[process] = (label, turn)
+        self._changed.set()
+        try:
+            return await turn
+        finally:
+            del self.waiting[process]
+            if before is not None:
+                self.waiting[process] = before
+
+    def let_go(self, process: Process, fault: Fault | None) -> None:
+        """Let the request go on."""
+        self.waiting[process][1].set_result(fault)
+
+    async def until_still(self, process: Process, work: asyncio.Task[None]) -> None:
+        """Wait until the process has come to its next request, or the work is over."""
+        work.add_done_callback(lambda _: self._changed.set())
+        while not work.done() and (process not in self.waiting or self.waiting[process][1].done()):
+            self._changed.clear()
+            await self._changed.wait()
+
+
 class Process:
     """One process on one machine: its requests, its clock, and whether it is still alive."""
 
@@ -127,6 +158,13 @@ class Process:
             if fault is Fault.ANSWER_LOST:
                 raise Unreachable("The answer was lost.", maybe_done=True)
         return answer
+
+    async def suffer(self, fault: Fault | None) -> None:
+        """Have a fault elsewhere than at a request: while the task runs."""
+        if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER) or not self.alive:
+            self.die()
+        if fault in (Fault.TAKEN, Fault.OVERDUE):
+            await self._before(fault)
 
     async def _before(self, fault: Fault | None) -> None:
         match fault:
@@ -202,7 +240,7 @@ class World:
         self.queue = LocalQueue(layout.queue_name(self.app, QUEUE), self.app, transport.database, transport.bell)
         self.transport = transport
         self.later_seconds = 0.0
-        self.one_at_a_time, self.cold = True, False
+        self.one_at_a_time, self.cold, self.may_forget = True, False, False
         self.calls: dict[str, Call] = {}
         self.executed: list[Call] = []
         self.begun: list[int] = []
@@ -228,9 +266,8 @@ class World:
 
     async def make_visible(self) -> None:
         """Let all leases and delays end."""
-        await self.transport.database.write(
-            lambda transaction: transaction.execute("UPDATE messages SET visible_at = 0 WHERE queue = ?", (self.queue.name,)).rowcount
-        )
+        update = "UPDATE messages SET visible_at = 0 WHERE queue = ?"
+        await self.transport.database.write(lambda transaction: transaction.execute(update, (self.queue.name,)).rowcount)
 
     async def take_away(self) -> None:
         """Have another worker receive the messages and vanish."""
@@ -245,8 +282,9 @@ class World:
     async def forget(self, call: Call) -> None:
         """Put a tombstone where the outcome is."""
         await self.ledger.forget(call.id, call.run)
-        self.seen.pop(layout.result(call.id, call.run), None)
+        self.may_forget = True
         await self.look()
+        self.may_forget = False
 
     # what it sees
 
@@ -270,7 +308,8 @@ class World:
         """Check what must hold at every moment."""
         outcomes, self.letters, self.depth = await self.transport.database.read(self._snapshot)
         for name, found in self.seen.items():
-            assert outcomes.get(name) == found, f"the outcome {name} has changed after it could be read"
+            is_forgotten = self.may_forget and outcomes.get(name, ("", None))[1] == b""
+            assert is_forgotten or outcomes.get(name) == found, f"the outcome {name} has changed after it could be read"
         self.seen = outcomes
         assert outcomes.keys() <= self.calls.keys(), "an outcome of a call that nobody made"
         failed = {name for name, found in outcomes.items() if self._state(name, found) is State.FAILED}
@@ -290,7 +329,9 @@ class World:
             "WHERE container = ? AND name LIKE 'results/%'",
             (container,),
         ).fetchall()
-        letters = transaction.execute("SELECT name FROM blobs WHERE container = ? AND name LIKE 'failed/%'", (container,)).fetchall()
+        letters = transaction.execute(
+            "SELECT name FROM blobs WHERE container = ? AND name LIKE 'failed/%'", (container,)
+        ).fetchall()
         (depth,) = transaction.execute("SELECT count(*) FROM messages WHERE queue = ?", (queue,)).fetchone()
         return {name: (etag, bytes(data or b"")) for name, etag, data in outcomes}, {name for (name,) in letters}, depth
 

@@ -156,6 +156,11 @@ class Unreachable(TransportError):
 class AccessDenied(TransportError):
     """The storage refused these credentials, or they lack a right."""
 
+    def __init__(self, message: str | None = None, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
+        """Whether the credentials themselves were refused, rather than a right that they lack."""
+
 
 class NotFound(TransportError):
     """There is no such blob, queue or container."""

@@ -219,7 +219,9 @@ async def _create(made: Queue | Store) -> None:
     """Make it, or, without the right to, see that it is there; without the right to that either, what is done next tells."""
     try:
         await made.create()
-    except AccessDenied:
+    except AccessDenied as exc:
+        if exc.unknown:
+            raise
         with suppress(AccessDenied):
             await made.check()
 

@@ -9,8 +9,11 @@ Next: `failure_points.py`; for real processes that are killed, `acceptance/test_
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,7 @@ from failure_points import (
     Process,
     Task,
     ThroughTransport,
+    Turns,
     WorkerProcess,
     World,
     drain,
@@ -35,19 +39,20 @@ from failure_points import (
 )
 
 from ai4s.jobq import App, Handle, layout
-from ai4s.jobq import client as client_module
 from ai4s.jobq.client import Client
-from ai4s.jobq.errors import AlreadyExists, KeyConflict, ResultGone, Unreachable
+from ai4s.jobq.codec import codec_named
+from ai4s.jobq.errors import KeyConflict, ResultGone, Unreachable
 from ai4s.jobq.handle import Sent
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.lifecycle import UNFIT_AGE_SECONDS, UNFIT_DELIVERIES, Died, Disturbed, Preempted, TimedOut
-from ai4s.jobq.message import Call, Cause, Failure, Outcome, Spill, State
+from ai4s.jobq.message import Call, Cause, Failure, Outcome, State
 from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.local.store import LocalStore
 from ai4s.jobq.worker import attempt as attempt_module
 from ai4s.jobq.worker.attempt import Attempt, Attempts
 from ai4s.jobq.worker.executors import Ending
 from ai4s.jobq.worker.jobs import Job, Kind, Report
+from ai4s.jobq.worker.lease import Lease, _renew
 
 VALUE = b"value"
 LARGE = b"0123456789" * 7_000
@@ -59,7 +64,7 @@ THEIRS = Outcome(CALL.id, 1, State.SUCCEEDED, "b" * 16, task=TASK, queue=QUEUE, 
 THEIR_FAILURE = replace(THEIRS, state=State.FAILED, value=None, failure=RAISED)
 DAY_SECONDS = 24 * 3600.0
 
-FOLLOWED = {Fault.CRASH_AFTER, Fault.ANSWER_LOST, Fault.TAKEN}
+FOLLOWED = {Fault.CRASH_AFTER, Fault.ANSWER_LOST}
 """Faults that a worker, or the next one, goes on from in ways of their own; after the others a death is as a death alone."""
 
 every_fault = pytest.mark.parametrize("fault", list(Fault), ids=lambda fault: fault.name.lower())
@@ -100,7 +105,7 @@ def comes_to(*endings: Ending | type[Crash], by: Callable[[Call], int] = lambda 
 
 async def writes_a_large_value(process: WorkerProcess, job: Job) -> Ending:
     """A task whose value does not fit a frame, and lies in the file of the job."""
-    Path(job.value_path).write_bytes(LARGE)
+    await asyncio.to_thread(Path(job.value_path).write_bytes, LARGE)
     return Report(1, Kind.RETURNED)
 
 
@@ -314,8 +319,7 @@ async def test_a_death_of_a_worker_is_charged_on_redelivery(tmp_path: Path, faul
 @every_fault
 async def test_deaths_of_workers_beyond_the_budget_fail_for_good(tmp_path: Path, fault: Fault) -> None:
     """A call that kills whoever runs it fails after as many marked deaths as it may have."""
-    call = replace(CALL, max_deaths=2)
-    await explore(tmp_path, Scenario(comes_to(Crash), State.FAILED, 3, 1, call, counts_attempts=False), fault)
+    await explore(tmp_path, Scenario(comes_to(Crash), State.FAILED, 3, 2, replace(CALL, max_deaths=2)), fault)
 
 
 async def test_the_last_death_counts_as_an_attempt(tmp_path: Path) -> None:
@@ -594,10 +598,8 @@ async def deliver_and_lose(world: World, lose: Callable[[WorkerProcess], Awaitab
     return process
 
 
-async def attempt_lease_renewal(lease: Any) -> None:
+async def attempt_lease_renewal(lease: Lease) -> None:
     """What the keeper does when a renewal is due."""
-    from ai4s.jobq.worker.lease import _renew
-
     await _renew(lease)
 
 
@@ -645,9 +647,7 @@ async def test_nothing_but_a_success_counts_under_a_lost_lease(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_a_failure_is_not_tried_again_under_a_lost_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
-) -> None:
+async def test_a_failure_is_not_tried_again_under_a_lost_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     """A lease that is lost in the pause before the second try of a failure's outcome forbids that try as it forbids the first."""
     async with opened(tmp_path / "place") as transport:
         world = World(transport, tmp_path)
@@ -667,3 +667,456 @@ async def test_a_failure_is_not_tried_again_under_a_lost_lease(
         await world.look()
         assert world.seen == {}
         assert world.letters == set()
+
+
+# Handles: what a caller's process does before it dies.
+
+
+def handle_of(world: World, call: Call, sent: Sent | None = None) -> Handle[Any]:
+    """A handle of the call, as its caller holds it."""
+    return Handle[Any](Client(world.app, f"local://{world.transport.place.folder}", ()), call.id, message=sent)
+
+
+def callers_ledger(world: World, points: Points) -> Ledger:
+    """The ledger of a caller whose requests may fail."""
+    return Ledger(ThroughTransport(world.transport, Process(points, world)), world.app, world.ledger.wire.keyring)
+
+
+caller_faults = pytest.mark.parametrize(
+    "fault",
+    [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ANSWER_LOST, Fault.NOT_DONE],
+    ids=lambda fault: fault.name.lower(),
+)
+
+
+async def disturbed(step: Callable[[Ledger], Awaitable[object]], ledger: Ledger) -> None:
+    """A step of a caller that dies in it, or is told that it failed."""
+    try:
+        await step(ledger)
+    except (Crash, Unreachable):
+        return
+
+
+@caller_faults
+async def test_a_cancel_that_was_cut_short_can_be_repeated(tmp_path: Path, fault: Fault) -> None:
+    """Its second try makes the call cancelled for good; the message goes, and nothing runs."""
+    async with opened(tmp_path / "place") as transport:
+        for number in range(9):
+            world, points = World(transport, tmp_path), Numbered({number: fault})
+            sent = Sent(QUEUE, await world.send(CALL))
+            await disturbed(handle_of(world, CALL, sent)._cancel, callers_ledger(world, points))
+            assert await handle_of(world, CALL, sent)._cancel(world.ledger)
+            await drain(world, partial(WorkerProcess, Numbered(), world, comes_to(returned())))
+            outcome = world.outcome(CALL)
+            assert outcome is not None
+            assert outcome.state is State.CANCELLED
+            assert len(world.executed) == 0
+            if number >= len(points.asked):
+                return
+    raise AssertionError("it makes more requests than were thought of")
+
+
+@caller_faults
+async def test_a_cancel_that_was_cut_short_loses_nothing(tmp_path: Path, fault: Fault) -> None:
+    """The call ends as cancelled or as what it came to, once, and runs once at most."""
+    async with opened(tmp_path / "place") as transport:
+        for number in range(6):
+            world, points = World(transport, tmp_path), Numbered({number: fault})
+            sent = Sent(QUEUE, await world.send(CALL))
+            await disturbed(handle_of(world, CALL, sent)._cancel, callers_ledger(world, points))
+            await drain(world, partial(WorkerProcess, Numbered(), world, comes_to(returned())))
+            outcome = world.outcome(CALL)
+            assert outcome is not None
+            assert outcome.state in (State.SUCCEEDED, State.CANCELLED)
+            assert len(world.executed) <= 1
+
+
+@caller_faults
+async def test_a_forget_that_was_cut_short_can_be_finished(tmp_path: Path, fault: Fault) -> None:
+    """Asking again removes what was left: arguments, values, and the record of the key."""
+    call = replace(CALL, id=layout.keyed_call_id("ab" * 32))
+    async with opened(tmp_path / "place") as transport:
+        for number in range(9):
+            world, points = World(transport, tmp_path), Numbered({number: fault})
+            await world.ledger.claim_key(call.id, "0" * 64)
+            await world.send(replace(call, arguments=random.Random(1).randbytes(70_000)))
+            await drain(world, partial(WorkerProcess, Numbered(), world, writes_a_large_value))
+            world.may_forget = True
+            await disturbed(handle_of(world, call)._forget, callers_ledger(world, points))
+            with suppress(ResultGone):  # it may say so, once there is nothing left
+                await handle_of(world, call)._forget(world.ledger)
+            left = [info.name async for info in world.store.list("")]
+            assert left == [layout.result(call.id, 1)], f"with {fault.value} at request {number} of {points.asked}"
+
+
+# Submissions.
+
+declared = App("failure-points")
+
+
+@declared.task(name=TASK)
+def step(argument: bytes) -> bytes:
+    return argument
+
+
+def by_value(argument: bytes) -> bytes:
+    """Declared nowhere: its code travels along."""
+    return argument
+
+
+SMALL, INCOMPRESSIBLE = b"argument", random.Random(2).randbytes(70_000)
+SUBMISSIONS: dict[str, tuple[bytes, Callable[..., Any]]] = {
+    "inline": (SMALL, step.options),
+    "spilled": (INCOMPRESSIBLE, step.options),
+    "by value": (SMALL, declared.task(by_value).options),
+    "by value, spilled": (INCOMPRESSIBLE, declared.task(by_value).options),
+}
+submissions = pytest.mark.parametrize("submission", SUBMISSIONS)
+
+
+def submit(folder: Path, submission: str, points: Points, **options: Any) -> Handle[Any] | None:
+    """Submit from a new process; None if it died, or was told that it failed."""
+    argument, configured = SUBMISSIONS[submission]
+    declared.client.move(declared.client.origin._replace(url=f"local://{folder}", create=True))
+
+    async def step_between(ledger: Ledger) -> None:
+        ledger.transport = ThroughTransport(ledger.transport, Process(points))
+        ledger._store = ledger.transport.store(layout.container_name(ledger.app))
+
+    try:
+        declared.client.run(step_between)
+        return configured(**options).delay(argument)  # type: ignore[no-any-return]  # a handle
+    except (Crash, Unreachable):
+        return None
+    finally:
+        declared.client.close()
+
+
+async def work_off(
+    folder: Path, submission: str, faults: dict[int, Fault], *, ended: tuple[Call, ...] = ()
+) -> tuple[World, list[Call]]:
+    """Have workers empty the queue; returns what they leave, and the calls that were there, one for each message.
+
+    `ended` are calls of which there are outcomes already.
+    """
+
+    async def task(process: WorkerProcess, job: Job) -> Ending:
+        call = job.call
+        spilled, function = [Path(path or os.devnull) for path in (job.arguments_path, job.function_path)]
+        data = call.arguments if isinstance(call.arguments, bytes) else await asyncio.to_thread(spilled.read_bytes)
+        assert codec_named(call.codec).loads(data) == ((SUBMISSIONS[submission][0],), {})
+        if call.function is not None:
+            assert layout.sha256_of(await asyncio.to_thread(function.read_bytes)) == call.function
+        return returned()
+
+    async with opened(folder) as transport:
+        world, points = World(transport, folder, declared.name), Numbered(faults)
+        await world.ledger.store()
+        await world.ledger.queue(QUEUE)
+        calls = [world.ledger.wire.unseal_call(text, QUEUE) for text in await world.bodies()]
+        world.calls = {layout.result(call.id, call.run): call for call in (*ended, *calls)}
+        await drain(world, partial(WorkerProcess, points, world, task))
+        return world, calls
+
+
+@pytest.fixture
+def moved_back() -> Iterator[None]:
+    """The app of this file belongs nowhere again after the test."""
+    before = declared.client.origin
+    yield
+    declared.client.move(before)
+
+
+@caller_faults
+@submissions
+@pytest.mark.usefixtures("moved_back")
+def test_a_key_makes_a_submission_repeatable(tmp_path: Path, submission: str, fault: Fault) -> None:
+    """Wherever it was cut short, repeating it with the same key ends in one call that runs once and has one outcome."""
+    for number in itertools.count():
+        folder, points = tmp_path / str(number), Numbered({number: fault})
+        first = submit(folder, submission, points, key="one")
+        second = submit(folder, submission, Numbered(), key="one")
+        third = submit(folder, submission, Numbered(), key="one")
+        assert second is not None
+        assert third is not None
+        assert {second.id, third.id} == {second.id, *([first.id] if first else [])}
+        world, calls = asyncio.run(work_off(folder, submission, {}))
+        assert {call.id for call in calls} == {second.id}
+        assert [call.id for call in world.executed] == [second.id], f"with {fault.value} at request {number} of {points.asked}"
+        outcome = world.outcome(calls[0])
+        assert outcome is not None
+        assert outcome.state is State.SUCCEEDED
+        again = submit(folder, submission, Numbered(), key="one")
+        assert again is not None
+        assert again.id == second.id
+        assert asyncio.run(work_off(folder, submission, {}, ended=tuple(calls)))[1] == []
+        if number >= len(points.asked):
+            assert first is not None
+            break
+
+
+@caller_faults
+@submissions
+@pytest.mark.usefixtures("moved_back")
+def test_a_submission_is_whole_or_not_there(tmp_path: Path, submission: str, fault: Fault) -> None:
+    """A message that lies there has all that it refers to, a handle that was returned has its message, and one call has one id."""
+    for number in itertools.count():
+        folder, points = tmp_path / str(number), Numbered({number: fault})
+        handle = submit(folder, submission, points)
+        world, calls = asyncio.run(work_off(folder, submission, {1: Fault.CRASH_AFTER}))
+        assert len({call.id for call in calls}) <= 1
+        assert handle is None or handle.id in {call.id for call in calls}
+        assert len(world.executed) <= len(calls) + 1
+        for call in calls[:1]:
+            outcome = world.outcome(call)
+            assert outcome is not None
+            assert outcome.state is State.SUCCEEDED
+        if number >= len(points.asked):
+            assert handle is not None
+            break
+
+
+@pytest.mark.usefixtures("moved_back")
+def test_a_send_whose_answer_was_lost_runs_once(tmp_path: Path) -> None:
+    """Of the two copies that lie there the second one says so, and its first delivery finds the outcome."""
+    points = Numbered()
+    submit(tmp_path / "whole", "inline", points)
+    handle = submit(tmp_path / "lost", "inline", Numbered({points.asked.index("send"): Fault.ANSWER_LOST}))
+    assert handle is not None
+    world, calls = asyncio.run(work_off(tmp_path / "lost", "inline", {}))
+    assert [(call.id, call.resent) for call in calls] == [(handle.id, False), (handle.id, True)]
+    assert [call.id for call in world.executed] == [handle.id]
+
+
+@pytest.mark.usefixtures("moved_back")
+def test_a_key_whose_claimant_died_is_still_a_claim(tmp_path: Path) -> None:
+    """Other arguments under that key are refused, though nothing had been sent."""
+    points = Numbered()
+    submit(tmp_path / "whole", "inline", points, key="one")
+    submit(tmp_path / "cut", "inline", Numbered({points.asked.index("put keys"): Fault.CRASH_AFTER}), key="one")
+    with pytest.raises(KeyConflict):
+        submit(tmp_path / "cut", "spilled", Numbered(), key="one")
+    assert submit(tmp_path / "cut", "inline", Numbered(), key="one") is not None
+
+
+# Several workers at a time.
+
+
+class Interleaving:
+    """Two or three workers on copies of one message; `rng` says who goes on, and what goes wrong."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self.world, self.rng, self.turns = world, rng, Turns()
+        self.workers: dict[WorkerProcess, asyncio.Task[None]] = {}
+        self.faults_left = rng.randrange(6)
+        self.values: set[bytes] = set()
+        world.one_at_a_time = False
+
+    async def task(self, process: WorkerProcess, job: Job) -> Ending:
+        """One execution, with what may happen while it lasts."""
+        await process.suffer(await self.turns.reach(process, "run"))
+        endings: list[Ending] = [TimedOut(LATE), Died(DIED), Preempted(), Disturbed(suspect=True)]
+        endings += [raised(retryable=True), raised(retryable=False)] * 2
+        value = self.rng.randbytes(4)
+        self.values.add(value)
+        return returned(value) if self.rng.random() < 0.4 else self.rng.choice(endings)
+
+    async def play(self, call: Call) -> None:
+        """Send up to three copies, let the workers run into each other for a while, and then the rest be worked off."""
+        for copy in range(self.rng.randint(1, 3)):
+            await self.world.send(replace(call, resent=copy > 0 and self.rng.random() < 0.5))
+        for _ in range(self.rng.randint(10, 80)):
+            await self._step()
+        while self.turns.waiting:
+            await self._go_on(next(iter(self.turns.waiting)), None)
+        await asyncio.gather(*self.workers.values())
+        await drain(self.world, partial(WorkerProcess, Numbered(), self.world, self._last))
+
+    async def _last(self, process: WorkerProcess, job: Job) -> Ending:
+        self.values.add(b"last")
+        return returned(b"last")
+
+    async def _step(self) -> None:
+        alive = list(self.turns.waiting)
+        if len(alive) < 3 and (not alive or self.rng.random() < 0.15):
+            if self.rng.random() < 0.5:
+                await self.world.make_visible()
+            await self._born()
+            return
+        process = self.rng.choice(alive)
+        fault = self.rng.choice(list(Fault)) if self.faults_left and self.rng.random() < 0.2 else None
+        self.faults_left -= fault is not None
+        if self.turns.waiting[process][0] == "run" and self.rng.random() < 0.3:
+            await self._renew(process, fault)
+        else:
+            await self._go_on(process, fault)
+
+    async def _born(self) -> None:
+        process = WorkerProcess(self.turns, self.world, self.task)
+        self.workers[process] = asyncio.create_task(process.live())
+        await self.turns.until_still(process, self.workers[process])
+
+    async def _go_on(self, process: Any, fault: Fault | None) -> None:
+        self.turns.let_go(process, fault)
+        await self.turns.until_still(process, self.workers[process])
+
+    async def _renew(self, process: Any, fault: Fault | None) -> None:
+        """What the keeper does while the task runs."""
+        for lease in list(process.keeper._leases):
+            waiting = self.turns.waiting.pop(process)
+            renewal = asyncio.create_task(attempt_lease_renewal(lease))
+            await self.turns.until_still(process, renewal)
+            if process in self.turns.waiting:
+                self.turns.let_go(process, fault if fault in (Fault.ANSWER_LOST, Fault.NOT_DONE, Fault.TAKEN) else None)
+            await renewal
+            self.turns.waiting[process] = waiting
+
+
+async def interleave(transport: LocalTransport, folder: Path, seed: int) -> None:
+    """One random history, and what must hold at its end."""
+    rng = random.Random(seed)
+    world = World(transport, folder)
+    expires = 2.0 if rng.random() < 0.05 else None
+    call = replace(CALL, retries=rng.randrange(3), max_deaths=rng.randint(1, 3), expires=expires)
+    history = Interleaving(world, rng)
+    try:
+        await history.play(call)
+        outcome = world.outcome(call)
+        assert outcome is not None
+        assert (outcome.state is State.FAILED) is (len(world.letters) == 1)
+        assert outcome.state is not State.SUCCEEDED or outcome.value in history.values
+        assert outcome.attempts <= len(world.begun)
+        for executed in world.executed:
+            assert executed.errors <= executed.retries
+            assert executed.deaths < executed.max_deaths
+    except AssertionError as exc:
+        exc.add_note(f"With seed {seed}; done: {world.done}")
+        raise
+
+
+async def interleave_all(transport: LocalTransport, folder: Path, seeds: range) -> None:
+    """Many random histories."""
+    for seed in seeds:
+        await interleave(transport, folder, seed)
+
+
+@pytest.mark.parametrize("hundred", range(4))
+async def test_workers_that_run_into_each_other_end_in_one_outcome(tmp_path: Path, hundred: int) -> None:
+    """Copies of a message, frozen and dying workers, lost answers: one outcome that never changes, and nothing lost."""
+    async with opened(tmp_path / "place") as transport:
+        await interleave_all(transport, tmp_path, range(100 * hundred, 100 * (hundred + 1)))
+
+
+# Whether these tests would notice.
+
+FAILS = Scenario(comes_to(raised(retryable=False)), State.FAILED, 1, 1)
+SUCCEEDS = Scenario(comes_to(returned()), State.SUCCEEDED, 1, 1)
+CANCELLED = Scenario(meanwhile(cancel, returned()), State.CANCELLED, 1, 0, counts_attempts=False)
+KILLS = Scenario(comes_to(Crash), State.FAILED, 3, 2, replace(CALL, max_deaths=2))
+RETRIES = Scenario(comes_to(raised(retryable=True), returned(), by=by_errors), State.SUCCEEDED, 2, 2, replace(CALL, retries=1))
+
+
+def plain_puts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome replaces the one that stands."""
+    put = LocalStore.put
+
+    async def plain(store: LocalStore, name: str, data: Any, **options: Any) -> str:
+        return await put(store, name, data)
+
+    monkeypatch.setattr(LocalStore, "put", plain)
+
+
+def deletes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message goes before the dead letter is there."""
+    finish = Attempts._finish
+
+    async def hasty(attempts: Attempts, attempt: Attempt, standing: Outcome) -> None:
+        await attempt.lease.delete()
+        await finish(attempts, attempt, standing)
+
+    monkeypatch.setattr(Attempts, "_finish", hasty)
+
+
+def deletes_before_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message goes before the outcome is there."""
+    end = Attempts._end
+
+    async def hasty(attempts: Attempts, attempt: Attempt, outcome: Outcome) -> None:
+        await attempt.lease.delete()
+        await end(attempts, attempt, outcome)
+
+    monkeypatch.setattr(Attempts, "_end", hasty)
+
+
+def looks_for_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redelivery runs whatever there is."""
+
+    async def never(attempts: Attempts, attempt: Attempt) -> bool:
+        return False
+
+    monkeypatch.setattr(Attempts, "_ended_before", never)
+
+
+def leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deaths of workers are not noticed."""
+
+    async def nothing(attempts: Attempts, attempt: Attempt) -> None:
+        return
+
+    monkeypatch.setattr(Attempts, "_mark", nothing)
+
+
+def forgets_the_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds a failure that another wrote does not look after its dead letter."""
+    bury = Ledger.bury
+
+    async def only_my_own(ledger: Ledger, letter: Any, *where: Any) -> None:
+        if letter.outcome is None or letter.outcome.token != THEIR_FAILURE.token:
+            await bury(ledger, letter, *where)
+
+    monkeypatch.setattr(Ledger, "bury", only_my_own)
+
+
+def charges_every_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry is counted as two errors, so that the budget is spent too early."""
+    retry = Attempts._retry
+
+    async def twice(attempts: Attempts, attempt: Attempt, call: Call, delay_seconds: float) -> None:
+        await retry(attempts, attempt, replace(call, errors=call.errors + 1), delay_seconds)
+
+    monkeypatch.setattr(Attempts, "_retry", twice)
+
+
+MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], Scenario, Fault]] = [
+    (plain_puts, CANCELLED, Fault.CRASH_AFTER),
+    (plain_puts, replace(SUCCEEDS, prepare=ended_before(THEIRS), executions=0, call=replace(CALL, expires=2.0)), Fault.CRASH_AFTER),
+    (deletes_first, FAILS, Fault.CRASH_AFTER),
+    (deletes_before_the_outcome, SUCCEEDS, Fault.CRASH_AFTER),
+    (looks_for_no_outcome, SUCCEEDS, Fault.CRASH_AFTER),
+    (looks_for_no_outcome, SUCCEEDS, Fault.TAKEN),
+    (leaves_no_mark, KILLS, Fault.CRASH_AFTER),
+    (forgets_the_dead_letter, replace(FAILS, prepare=ended_before(THEIR_FAILURE), executions=0), Fault.CRASH_BEFORE),
+    (charges_every_delivery, RETRIES, Fault.CRASH_BEFORE),
+]
+
+
+@pytest.mark.parametrize(("mistake", "scenario", "fault"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
+async def test_a_mistake_in_the_protocol_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None], scenario: Scenario, fault: Fault
+) -> None:
+    """The same scenario that passes with the real code fails with this mistake in it."""
+    await explore(tmp_path / "right", scenario, fault)
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        await explore(tmp_path / "wrong", scenario, fault)
+
+
+@pytest.mark.parametrize("mistake", [plain_puts, deletes_first, deletes_before_the_outcome], ids=lambda mistake: mistake.__name__)
+async def test_a_mistake_is_noticed_among_several_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """A hundred random histories suffice for each of these."""
+    mistake(monkeypatch)
+    async with opened(tmp_path / "place") as transport:
+        with pytest.raises(AssertionError):
+            await interleave_all(transport, tmp_path, range(100))

@@ -19,6 +19,7 @@ from ..errors import DeclarationError, NotSerializable, Retry, Unfit
 from ..failures import failure_of
 from ..message import Call, Cause, Failure, Spill
 from ..payload import ByValue
+from ..printable import describe, kind
 from ..retry import RetryPolicy
 from ..running import RunningCall, running
 from ..task import Task
@@ -69,7 +70,9 @@ def _unpickled(job: Job) -> Found:
     try:
         made = pickle.loads(Path(job.function_path).read_bytes())
     except (Exception, SystemExit, GeneratorExit) as exc:
-        raise NotSerializable(f"The function of {job.call.task} cannot be rebuilt here: {type(exc).__name__}: {exc}") from exc
+        hint = " App(ship=[…]) sends a local module along." if isinstance(exc, ModuleNotFoundError) else ""
+        told = f"The worker cannot rebuild the function of {job.call.task}: {kind(exc)}: {describe(exc)}.{hint}"
+        raise NotSerializable(told) from exc
     if not isinstance(made, ByValue):
         raise NotSerializable(f"The function of {job.call.task} is not what its call says.")
     return Found(made.function, made.policy, codec_of(job.call.codec))

@@ -97,9 +97,9 @@ def _refusal(exc: HttpResponseError, account: Account, operation: str) -> Transp
     status, code = exc.status_code, error_code(exc)
     told = f"{operation}: {account.label} answered {status or 'with half an answer'} {code}".rstrip()
     if isinstance(exc, ClientAuthenticationError) and status is None:
-        return AccessDenied(f"{operation}: there is no valid credential for {account.label}. {HINTS[account.right]}")
+        return AccessDenied(f"{operation}: there is no valid credential for {account.label}. {HINTS[account.right]}", unknown=True)
     if status in (401, 403):
-        return AccessDenied(f"{told}. {HINTS[account.right]}")
+        return AccessDenied(f"{told}. {HINTS[account.right]}", unknown=status == 401 or code == "AuthenticationFailed")
     if code in LOST_LEASE:
         return LeaseLost(f"{told}. Another delivery, or the one that settled it, holds the message.")
     if isinstance(exc, ResourceExistsError) and status == 204:  # a queue that is there, with the same metadata
