@@ -49,6 +49,9 @@ MOST_ROUNDS = 60
 FAR_SECONDS = 100_000.0
 """More than any lease lasts."""
 
+READS = {"get", "head", "peek", "depth", "check"}
+"""After these nothing lies there that did not lie there before."""
+
 _APPS = count()
 
 
@@ -151,7 +154,7 @@ class Process:
             if self.world is not None:
                 self.world.took(label, kwargs.get("body"))
         finally:
-            if self.world is not None:
+            if self.world is not None and operation.__name__ not in READS:
                 await self.world.look()
             if fault is Fault.CRASH_AFTER:
                 self.die()
@@ -229,6 +232,9 @@ async def opened(folder: Path) -> AsyncIterator[LocalTransport]:
         await transport.close()
 
 
+Snapshot = tuple[dict[str, tuple[str, bytes]], set[str], int]
+
+
 class World:
     """One app's storage, as it really is, and what has happened there."""
 
@@ -255,7 +261,7 @@ class World:
     async def send(self, call: Call) -> Receipt:
         """Send a call as a producer does."""
         self.calls[layout.result(call.id, call.run)] = call
-        await self.ledger.store()
+        await asyncio.gather(self.ledger.store(), self.ledger.queue(QUEUE))
         return await self.ledger.send(call)
 
     async def send_text(self, text: str) -> None:
@@ -265,9 +271,8 @@ class World:
         await (await self.ledger.queue(QUEUE)).send(text)
 
     async def make_visible(self) -> None:
-        """Let all leases and delays end."""
-        update = "UPDATE messages SET visible_at = 0 WHERE queue = ?"
-        await self.transport.database.write(lambda transaction: transaction.execute(update, (self.queue.name,)).rowcount)
+        """Let all leases and delays end, and look."""
+        self._check(await self.transport.database.write(self._visible_snapshot))
 
     async def take_away(self) -> None:
         """Have another worker receive the messages and vanish."""
@@ -276,7 +281,7 @@ class World:
 
     async def bodies(self) -> list[str]:
         """The texts of the messages, all of which are visible from now on."""
-        await self.make_visible()
+        await self.transport.database.write(self._visible_snapshot)
         return await self.queue.peek(32)
 
     async def forget(self, call: Call) -> None:
@@ -306,7 +311,10 @@ class World:
 
     async def look(self) -> None:
         """Check what must hold at every moment."""
-        outcomes, self.letters, self.depth = await self.transport.database.read(self._snapshot)
+        self._check(await self.transport.database.read(self._snapshot))
+
+    def _check(self, snapshot: Snapshot) -> None:
+        outcomes, self.letters, self.depth = snapshot
         for name, found in self.seen.items():
             is_forgotten = self.may_forget and outcomes.get(name, ("", None))[1] == b""
             assert is_forgotten or outcomes.get(name) == found, f"the outcome {name} has changed after it could be read"
@@ -321,7 +329,11 @@ class World:
             assert due <= self.letters, "a message is gone, and its failed call has no dead letter"
             assert len(self.letters) == len(due) + self.unreadable, "an unreadable message is gone without a dead letter"
 
-    def _snapshot(self, transaction: Transaction) -> tuple[dict[str, tuple[str, bytes]], set[str], int]:
+    def _visible_snapshot(self, transaction: Transaction) -> Snapshot:
+        transaction.execute("UPDATE messages SET visible_at = 0 WHERE queue = ?", (self.queue.name,))
+        return self._snapshot(transaction)
+
+    def _snapshot(self, transaction: Transaction) -> Snapshot:
         """Outcomes with etags and bytes, dead letters, and the number of messages, all as of one moment."""
         container, queue = self.store.container, self.queue.name
         outcomes = transaction.execute(
@@ -337,7 +349,7 @@ class World:
 
     def _state(self, name: str, found: tuple[str, bytes]) -> State | None:
         outcome = self.read_outcome(name, found[1])
-        return outcome and outcome.state
+        return outcome.state if outcome else None
 
     def _letter(self, name: str) -> str:
         call = self.calls[name]
@@ -400,9 +412,9 @@ class WorkerProcess(Process):
         """Open what a worker opens before its first receive, undisturbed; the container too, unless it is to be `cold`."""
         self.starting = True
         try:
-            if not cold:
-                await self.ledger.store()
-            return await self.ledger.queue(QUEUE)
+            if cold:
+                return await self.ledger.queue(QUEUE)
+            return (await asyncio.gather(self.ledger.queue(QUEUE), self.ledger.store()))[0]
         finally:
             self.starting = False
 
@@ -417,10 +429,9 @@ class WorkerProcess(Process):
 async def drain(world: World, worker: Callable[[], WorkerProcess], *, round_seconds: float = 0) -> None:
     """Deliver again and again, each time to a new worker and after all leases have ended, until no message is left."""
     for _ in range(MOST_ROUNDS):
-        await world.look()
+        await world.make_visible()
         if world.depth == 0:
             return
-        await world.make_visible()
         await worker().live()
         world.later_seconds += round_seconds
     raise AssertionError("a message comes again for ever")

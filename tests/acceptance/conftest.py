@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from projects import Project, new_project
+from projects import NewProject, Project, new_project
 
-NewProject = Callable[..., Project]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from ai4s.jobq.message import Call, DeadLetter
 from ai4s.jobq.transports.base import Delivery
 
 T = TypeVar("T")
+NewProject = Callable[..., "Project"]
 SOON = 60.0  # seconds; far more than anything here takes on a busy machine
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from ai4s.jobq.errors import ConfigurationError
-from conftest import NewProject
-from projects import alive, children_of, environment, new_project, until
+from projects import NewProject, alive, children_of, environment, new_project, until
 
 TASKS = """
 @app.task

@@ -26,8 +26,7 @@ from ai4s.jobq.message import Call
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.place import AZURITE_KEY
 from ai4s.jobq.wire import Wire
-from conftest import NewProject
-from projects import Project, WorkerProcess, new_project, until
+from projects import NewProject, Project, WorkerProcess, new_project, until
 
 FAILED, MISUSED = 1, 2
 
@@ -445,7 +444,7 @@ def put_aside(new: NewProject) -> Callable[[Callable[[Project], object], str], t
         project = new(SQUARE)
         worker = project.worker("--concurrency", "1")
         send(project)
-        worker.until_says("put aside for an hour")
+        worker.until_says("put aside for 30 s")
         assert says in worker.log
         assert project.task("square").delay(8).result(timeout=30) == 64
         until(lambda: project.depth() == 1, 30, "only the message that was put aside")
@@ -507,7 +506,7 @@ def test_a_worker_that_knows_the_task_runs_what_another_put_aside(new: NewProjec
     old = project.worker("--concurrency", "1")
     call = project.app.client.next_call_id()
     send_forged(project, id=call, task=f"{project.module.__name__}.added", arguments=codec_named("cloudpickle").dumps(((), {})).data)
-    old.until_says("put aside for an hour")
+    old.until_says("put aside for 30 s")
     old.kill()
     # Its hour is over: what no receipt can do, the folder's own clock does.
     make_visible(project)

@@ -11,8 +11,7 @@ import pytest
 from ai4s.jobq import as_completed
 from ai4s.jobq.errors import CallTimedOut, WorkerDied
 from ai4s.jobq.worker.lease import FIRST_LEASE_SECONDS
-from conftest import NewProject
-from projects import Project, alive, new_project, until
+from projects import NewProject, Project, alive, new_project, until
 
 TASKS = """
 import ctypes

@@ -9,8 +9,7 @@ from ai4s.jobq.codec import codec_named
 from ai4s.jobq.errors import CallCancelled, ResultGone, WorkerDied
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Call
-from conftest import NewProject
-from projects import Project, until
+from projects import NewProject, Project, until
 
 TASKS = """
 @app.task

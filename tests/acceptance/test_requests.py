@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 from ai4s.jobq import as_completed
-from conftest import NewProject
 from fault_proxy import FaultyAccount, faulty_account
-from projects import Project, new_project, until
+from projects import NewProject, Project, new_project, until
 
 TASKS = """
 @app.task

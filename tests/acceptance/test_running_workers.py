@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 from ai4s.jobq import App, as_completed
 from ai4s.jobq.errors import CallError, TaskFailed
-from conftest import NewProject
-from projects import Project, new_project, until
+from projects import NewProject, Project, new_project, until
 
 TASKS = """
 @app.task

@@ -13,7 +13,6 @@ import asyncio
 import ctypes
 import os
 import queue
-import select
 import signal
 import socket
 import sys
@@ -53,12 +52,12 @@ class Channel:
             self._connection.sendall(to_frame(message))
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, watched: int) -> None:
     """Serve the supervisor at the other end of this socket until it says no more."""
     os.set_inheritable(descriptor, False)  # what a task starts must not hold the supervisor's line open
     connection = socket.socket(fileno=descriptor)
     _die_with_parent()
-    _guard_process_group(connection)
+    _guard_process_group(connection, watched)
     channel = Channel(connection)
     setup = channel.receive()
     assert isinstance(setup, ChildSetup)
@@ -89,24 +88,22 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _guard_process_group(connection: socket.socket) -> None:
+def _guard_process_group(connection: socket.socket, watched: int) -> None:
     """Fork a guard that kills this process group when the supervisor is gone, with all that tasks have started in it.
 
-    This process may be dead by then, or in a loop that never looks. Forked twice, so that no task finds a child that it did
-    not start; without exec, as no thread runs yet. It ends with the group, which the supervisor ends when this process has.
+    This process may be dead by then, or in a loop that never looks. The guard watches a pipe whose other end only the supervisor
+    has. It is forked twice, so that no task finds a child that it did not start, and without exec, as no thread runs yet.
+    It ends with the group, which the supervisor ends when this process has.
     """
-    if sys.platform != "linux":
-        return
     first = os.fork()
     if first:
         os.waitpid(first, 0)
+        os.close(watched)
         return
     if os.fork():
         os._exit(0)
-    poll = select.poll()
-    poll.register(connection, 0)  # nothing but the hang-up, which comes when the other end is closed for good
-    while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll()):
-        continue
+    connection.close()  # held open here, it would hide from the supervisor that the child has closed its own
+    os.read(watched, 1)  # nothing is ever written: it returns at the end
     os.killpg(0, signal.SIGKILL)
 
 
@@ -181,4 +178,4 @@ class _LoopServer:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -16,7 +16,8 @@ import sys
 from asyncio.subprocess import Process
 from contextlib import suppress
 
-from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
+from ..errors import Malformed
+from .jobs import LENGTH_BYTES, MAX_FRAME_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -44,20 +45,26 @@ class Child:
         self._jobs: dict[int, asyncio.Future[Report]] = {}
         self._process, self._reader, self._writer = process, reader, writer
         self._killed = False
+        self._lifeline: int | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, setup: ChildSetup) -> tuple[Child, Ready]:
         """Start a process, hand it its setup, and wait for its first answer. A child that dies first answers with a problem."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ai4s.jobq.worker.child", str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], start_new_session=True,
-            )  # fmt: skip
+        watched, lifeline = os.pipe()
+        try:
+            process = await _spawn(theirs.fileno(), watched)
+        except BaseException:
+            ours.close()
+            os.close(lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(watched)
         reader, writer = await asyncio.open_connection(sock=ours)
         child = cls(process, reader, writer, setup)
+        child._lifeline = lifeline
         try:
             ready = await child._introduce()
         except BaseException:
@@ -117,7 +124,14 @@ class Child:
         await self._process.wait()
         if self._serving is not None:
             await self._serving
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close our ends of the socket and of the guard's pipe, once the process is no more."""
         self._writer.close()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -143,6 +157,7 @@ class Child:
         for future in self._jobs.values():
             if not future.done():
                 future.set_exception(died)
+        self._let_go()
 
     async def _read(self) -> None:
         try:
@@ -159,9 +174,19 @@ class Child:
 
     async def _receive(self) -> object:
         length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+        if length > MAX_FRAME_BYTES:
+            raise Malformed(f"A frame of {length} bytes was announced; somebody else wrote to the child's socket.")
         return from_body(await self._reader.readexactly(length))
 
     def _cause(self) -> str:
         code = self._process.returncode
         assert code is not None
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+async def _spawn(connection: int, watched: int) -> Process:
+    """Start a child with its end of the socket, and the end of the pipe that its guard watches; it reads no standard input."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ai4s.jobq.worker.child", str(connection), str(watched),
+        stdin=asyncio.subprocess.DEVNULL, pass_fds=[connection, watched], start_new_session=True,
+    )  # fmt: skip

@@ -21,6 +21,9 @@ LENGTH_BYTES = 4
 MAX_INLINE_BYTES = 1024 * 1024
 """A value above this goes by way of a file."""
 
+MAX_FRAME_BYTES = 8 * MAX_INLINE_BYTES
+"""Far above every honest frame; what claims to be longer was written by something else."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:

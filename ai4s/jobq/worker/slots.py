@@ -144,7 +144,7 @@ class Slots:
             self._in_play.add(pool)
             self._changed.set()
         slot = self._pools[pool]
-        fits = len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) <= slot.ahead
+        fits = len(self._in_play) == 1 or slot.room > 0 or len(slot.waiting) < slot.ahead
         if not fits:
             self._crowd()
         return fits
