@@ -70,6 +70,7 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
+PARALLEL = ("-n", "4", "--dist", "worksteal")
 PYTHONS = find_pythons()
 OLDEST, *NEWER = PYTHONS or ["3.11"]  # without any, nox itself says that this one is missing
 PYTHON = PYTHONS.get(OLDEST, OLDEST)
@@ -101,7 +102,8 @@ def install_with_node(session: nox.Session) -> None:
 def run_pytest(session: nox.Session, *default_tests: str) -> None:
     """Run pytest with the arguments after `--`, on the default tests unless those arguments name some."""
     chosen = [] if names_tests(session.posargs) else default_tests
-    session.run("pytest", *chosen, *session.posargs, env=NO_PLACE)
+    # More processes than cores: most tests wait for a worker, a lease or a signal most of the time.
+    session.run("pytest", *PARALLEL, *chosen, *session.posargs, env=NO_PLACE)
 
 
 @nox.session(python=PYTHON)
@@ -158,7 +160,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
     """Every Python example in README.md, docs/ and the docstrings is run; every link inside the documentation leads somewhere."""
-    session.install("-q", "-e", ".", "pytest")
+    session.install("-q", "-e", ".", "pytest", "pytest-xdist")
     run_pytest(session, "tests/test_docs.py")
     # The namespace package has no __init__.py, so pytest must be told to name modules by where they can be imported from.
     session.run(

@@ -194,7 +194,12 @@ class Handle(Generic[R]):
         return outcome.state is State.CANCELLED
 
     async def _forget(self, ledger: Ledger) -> None:
-        if await ledger.outcome(self.id, self.run) is None:
+        try:
+            outcome = await ledger.outcome(self.id, self.run)
+        except ResultGone:
+            await ledger.forget(self.id, self.run)  # what an earlier one, cut short, may have left
+            raise
+        if outcome is None:
             raise NotFinished(f"Call {self.id} has no outcome yet: wait for it, or cancel it first.")
         await ledger.forget(self.id, self.run)
         self._outcome = None

@@ -251,17 +251,17 @@ class Attempts:
         try:
             job = await _patiently(attempt.lease, lambda: self._scratch.job(call, number, arguments, value))
             shipped = [str(await _patiently(attempt.lease, partial(self._scratch.payload, sha256))) for sha256 in call.ship]
-            if attempt.redelivered:
-                # As late as can be: what fails before is the storage's fault, and must not look like a death.
-                await self._mark(attempt)
-            ending = await self._executors.run(job, tuple(shipped), self._duties.leaving)
-            return await self._as_happening(attempt, ending, value)
         except MessageError as exc:
             return Raised(Failure(Cause.REFUSED, type(exc).__name__, str(exc)), retryable=False)
         except OSError as exc:
             log.error("Call %s goes back, since the worker's scratch folder failed: %s", call.id, exc)
             self.counts.hindered += 1
             return Hindered()
+        if attempt.redelivered:
+            # As late as can be: what fails before is the storage's fault, and must not look like a death.
+            await self._mark(attempt)
+        ending = await self._executors.run(job, tuple(shipped), self._duties.leaving)
+        return await self._as_happening(attempt, ending, value)
 
     async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
         self.counts.hindered = self.counts.hindered + 1 if isinstance(ending, Hindered) else 0
@@ -270,7 +270,10 @@ class Attempts:
         self._slots.took(attempt.call.pool, ending.seconds)
         if ending.kind is Kind.RETURNED:
             data = value if ending.value is None else ending.value
-            kept = await _patiently(attempt.lease, lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
+            try:
+                kept = await _patiently(attempt.lease, lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
+            except OSError as exc:  # charged, since the task has run, and may have made its own file unreadable
+                return Died(Failure(Cause.DIED, type(exc).__name__, f"Its value could not be read from the scratch folder: {exc}"))
             return Succeeded(kept)
         assert ending.failure is not None
         if ending.kind is Kind.UNFIT:
