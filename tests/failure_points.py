@@ -118,6 +118,8 @@ class Turns:
         while not work.done() and (process not in self.waiting or self.waiting[process][1].done()):
             self._changed.clear()
             await self._changed.wait()
+        if work.done():
+            work.result()
 
 
 class Process:

@@ -10,7 +10,6 @@ import pytest
 from projects import NewProject, Project, new_project
 
 
-
 @pytest.fixture
 def local_url(tmp_path: Path) -> str:
     """A folder of this test's own."""

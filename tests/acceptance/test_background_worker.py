@@ -171,7 +171,14 @@ def test_functions_typed_into_an_interpreter_travel_by_value(new: NewProject) ->
         """)
     typed = "\n".join(line if line.strip() else "" for line in interactive(typed))
     done = subprocess.run(
-        [sys.executable, "-i", "-q"], input=typed, cwd=project.folder, env=environment(), capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-i", "-q"],
+        input=typed,
+        cwd=project.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert [line for line in done.stdout.splitlines() if line] == ["first 12", "second 12000", "third 20"], done.stderr
 
@@ -204,10 +211,14 @@ def test_a_worker_ends_with_a_program_that_is_killed(new: NewProject) -> None:
         """)
     path = project.folder / "script.py"
     path.write_text(script)
-    with subprocess.Popen([sys.executable, str(path)], cwd=project.folder, env=environment(), stdout=subprocess.PIPE, text=True) as program:
+    with subprocess.Popen(
+        [sys.executable, str(path)], cwd=project.folder, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as program:
         assert program.stdout
         worker = int(program.stdout.readline())
-        child = int(until(lambda: (project.folder / "pid").exists() and (project.folder / "pid").read_text(), what="a running call"))
+        child = int(
+            until(lambda: (project.folder / "pid").exists() and (project.folder / "pid").read_text(), what="a running call")
+        )
         assert child in children_of(worker)
         program.kill()
     until(lambda: not alive(worker) and not alive(child), 40, "the end of worker and child")

@@ -121,13 +121,17 @@ def test_a_module_that_fails_on_import_ends_the_worker_with_its_error(new: NewPr
     assert says in project.workers[0].log
 
 
-@pytest.mark.parametrize("options", [["--queue", "Bad"], ["--queue", "failed"], ["--queue", ","], ["--queue", "a:0"], ["--queue", "a:x"]])
+@pytest.mark.parametrize(
+    "options", [["--queue", "Bad"], ["--queue", "failed"], ["--queue", ","], ["--queue", "a:0"], ["--queue", "a:x"]]
+)
 def test_a_queue_that_cannot_be_ends_the_worker(new: NewProject, options: list[str]) -> None:
     """A wrong queue ends the worker with code 2 and a line that says what would be right."""
     assert "queue" in one_error(new().worker(*options, ready=False), MISUSED).lower()
 
 
-@pytest.mark.parametrize("options", [["--concurrency", "0"], ["--until-idle", "soon"], ["--time-limit", "-1s"], ["--no-such-option"]])
+@pytest.mark.parametrize(
+    "options", [["--concurrency", "0"], ["--until-idle", "soon"], ["--time-limit", "-1s"], ["--no-such-option"]]
+)
 def test_a_wrong_option_is_refused_before_anything_starts(new: NewProject, options: list[str]) -> None:
     """A wrong option ends the command with code 2 and says how to write it."""
     worker = new().worker(*options, ready=False)
@@ -422,7 +426,13 @@ def test_a_message_that_cannot_be_trusted_is_a_dead_letter(signed: Project, make
 
 @pytest.mark.parametrize(
     "data",
-    [b"JQ\x01\x00\xc1", b"JQ\x01\x00\x93\x01\x02\x03", b"JQ\x01\x00\x80", b"JQ\x01\x01" + b"zlib?" * 20, b"JQ\x01\x00\xdf\xff\xff\xff\xff"],
+    [
+        b"JQ\x01\x00\xc1",
+        b"JQ\x01\x00\x93\x01\x02\x03",
+        b"JQ\x01\x00\x80",
+        b"JQ\x01\x01" + b"zlib?" * 20,
+        b"JQ\x01\x00\xdf\xff\xff\xff\xff",
+    ],
     ids=["not-msgpack", "not-a-map", "empty-map", "not-zlib", "a-map-without-end"],
 )
 def test_a_damaged_record_is_a_dead_letter_without_a_key_as_well(values: Project, data: bytes) -> None:
@@ -505,7 +515,9 @@ def test_a_worker_that_knows_the_task_runs_what_another_put_aside(new: NewProjec
     """)
     old = project.worker("--concurrency", "1")
     call = project.app.client.next_call_id()
-    send_forged(project, id=call, task=f"{project.module.__name__}.added", arguments=codec_named("cloudpickle").dumps(((), {})).data)
+    send_forged(
+        project, id=call, task=f"{project.module.__name__}.added", arguments=codec_named("cloudpickle").dumps(((), {})).data
+    )
     old.until_says("put aside for 30 s")
     old.kill()
     # Its hour is over: what no receipt can do, the folder's own clock does.

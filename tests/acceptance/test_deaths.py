@@ -169,7 +169,9 @@ def end_started(project: Project) -> None:
 
 def serves(project: Project) -> bool:
     """Whether both slots of the worker are there for the next call."""
-    return [handle.result(timeout=30) for handle in [project.task("square").delay(n) for n in range(8)]] == [n * n for n in range(8)]
+    return [handle.result(timeout=30) for handle in [project.task("square").delay(n) for n in range(8)]] == [
+        n * n for n in range(8)
+    ]
 
 
 @pytest.mark.parametrize(

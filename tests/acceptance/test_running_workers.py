@@ -225,7 +225,16 @@ def test_callers_on_many_threads_share_an_app(project: Project) -> None:
 
 # Tasks of all manners.
 
-PASSING = ["StopIteration", "StopAsyncIteration", "ExceptionGroup", "MemoryError", "TimeoutError", "UnicodeDecodeError", "RecursionError", "OSError"]
+PASSING = [
+    "StopIteration",
+    "StopAsyncIteration",
+    "ExceptionGroup",
+    "MemoryError",
+    "TimeoutError",
+    "UnicodeDecodeError",
+    "RecursionError",
+    "OSError",
+]
 NOT_FOR_CALLERS = ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError", "BaseExceptionGroup"]
 
 

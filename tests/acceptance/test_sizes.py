@@ -30,7 +30,19 @@ def plain_echo(data):
 """
 
 KB, MB = 1024, 1_000_000
-AROUND_THE_BOUNDS = [0, 1, 47 * KB, 48 * KB, 64 * KB - 1, 64 * KB, 64 * KB + 1, 256 * KB, 1024 * KB, 1024 * KB + 1, 8 * 1024 * KB + 1]
+AROUND_THE_BOUNDS = [
+    0,
+    1,
+    47 * KB,
+    48 * KB,
+    64 * KB - 1,
+    64 * KB,
+    64 * KB + 1,
+    256 * KB,
+    1024 * KB,
+    1024 * KB + 1,
+    8 * 1024 * KB + 1,
+]
 GROWTH = 64 * 1024 * KB
 
 

@@ -947,8 +947,13 @@ class Interleaving:
             await self._step()
         while self.turns.waiting:
             await self._go_on(next(iter(self.turns.waiting)), None)
-        await asyncio.gather(*self.workers.values())
         await drain(self.world, partial(WorkerProcess, Numbered(), self.world, self._last))
+
+    async def end(self) -> None:
+        """Leave nothing running, even if a check has failed."""
+        for work in self.workers.values():
+            work.cancel()
+        await asyncio.gather(*self.workers.values(), return_exceptions=True)
 
     async def _last(self, process: WorkerProcess, job: Job) -> Ending:
         self.values.add(b"last")
@@ -1010,6 +1015,8 @@ async def interleave(transport: LocalTransport, folder: Path, seed: int) -> None
     except AssertionError as exc:
         exc.add_note(f"With seed {seed}; done: {world.done}")
         raise
+    finally:
+        await history.end()
 
 
 async def interleave_all(transport: LocalTransport, folder: Path, seeds: range) -> None:

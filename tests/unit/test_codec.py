@@ -148,7 +148,11 @@ def test_code_that_travels_by_value_is_noticed(value: object) -> None:
     assert CLOUDPICKLE.dumps(value).has_code
 
 
-@pytest.mark.parametrize("value", [os.path.join, len, Record, int, type(None), type(...), [Record, None]], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [os.path.join, len, Record, int, type(None), type(...), [Record, None]],
+    ids=lambda value: getattr(value, "__qualname__", "several"),
+)
 def test_what_can_be_imported_is_no_code(value: object) -> None:
     """References to importable functions, classes and types bind a value to no Python version."""
     assert not CLOUDPICKLE.dumps(value).has_code

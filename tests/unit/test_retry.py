@@ -103,7 +103,7 @@ def test_retry_on_decides_which_errors_are_covered() -> None:
     assert policy(retry_on=(OSError, SystemExit)).covers(SystemExit())
 
 
-@pytest.mark.parametrize("delay", [-1, -0.001, math.nan, math.inf, 1e300, "5", b"5", [5], object()], ids=repr)
+@pytest.mark.parametrize("delay", [-1, -0.001, math.nan, math.inf, 1e300, "5", b"5", [5], object], ids=repr)
 def test_a_retry_with_an_impossible_delay_is_refused_where_it_is_made(delay: Any) -> None:
     """A wrong delay is an error on the line that asks for it, and not one of the worker."""
     with pytest.raises((TypeError, ValueError)):
