@@ -103,7 +103,9 @@ def run_pytest(session: nox.Session, *default_tests: str) -> None:
     """Run pytest with the arguments after `--`, on the default tests unless those arguments name some."""
     chosen = [] if names_tests(session.posargs) else default_tests
     # More processes than cores: most tests wait for a worker, a lease or a signal most of the time.
-    session.run("pytest", *PARALLEL, *chosen, *session.posargs, env=NO_PLACE)
+    # A folder of its own: several sessions that tidy up the shared one at a time stumble over each other.
+    folder = Path(session.create_tmp()) / "pytest"
+    session.run("pytest", *PARALLEL, f"--basetemp={folder}", *chosen, *session.posargs, env=NO_PLACE)
 
 
 @nox.session(python=PYTHON)

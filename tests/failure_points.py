@@ -220,8 +220,9 @@ class ThroughTransport:
 
 def _label(operation: Callable[..., Any], args: tuple[Any, ...]) -> str:
     """What a request does, and in which folder of the container."""
-    first = args[0] if args else None
-    return f"{operation.__name__} {first.partition('/')[0]}" if isinstance(first, str) and "/" in first else operation.__name__
+    what, first = operation.__name__, args[0] if args else None
+    # A message's text may look like a name.
+    return f"{what} {first.partition('/')[0]}" if isinstance(first, str) and what != "send" else what
 
 
 @asynccontextmanager

@@ -32,6 +32,8 @@ class _Rounds(Generic[R]):
 
     def __init__(self, handles: Iterable[Handle[R]], timeout: float | None) -> None:
         self.pending: dict[Client, dict[tuple[str, int], list[Handle[R]]]] = defaultdict(lambda: defaultdict(list))
+        if isinstance(handles, Handle):
+            raise TypeError(f"This takes several handles, as in wait([handle]); got {handles!r} alone.")
         for handle in handles:
             if not isinstance(handle, Handle):
                 raise TypeError(f"This takes handles, as in gather(*handles) or wait(handles); got {handle!r}.")

@@ -86,6 +86,8 @@ class Inline:
             data = Path(job.value_path) if report.value is None else report.value
             return Succeeded(await ledger.keep_value(job.call.id, token, data))
         assert report.failure is not None
+        if report.kind is Kind.HINDERED:
+            raise OSError(report.failure.message)
         if report.kind is Kind.UNFIT:
             return Refused(report.failure, deliveries=1, age_seconds=0)
         return Raised(report.failure, report.retryable, report.delay_seconds)

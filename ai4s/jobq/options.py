@@ -199,4 +199,4 @@ def _pool(value: object, *, is_async: bool, has_timeout: bool) -> Pool:
 
 def _refuse_thread_timeout(pool: Pool, *, has_timeout: bool) -> None:
     if pool is Pool.THREAD and has_timeout:
-        raise DeclarationError("timeout needs pool='process': a thread cannot be stopped from outside.")
+        raise DeclarationError("timeout does not go with pool='thread': a thread cannot be stopped from outside.")

@@ -10,8 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from ai4s.jobq.errors import ConfigurationError
 from projects import NewProject, alive, children_of, environment, new_project, until
+
+from ai4s.jobq.errors import ConfigurationError
 
 TASKS = """
 @app.task

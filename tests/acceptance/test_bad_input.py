@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from projects import NewProject, Project, WorkerProcess, new_project, until
+
 from ai4s.jobq import App
 from ai4s.jobq.codec import codec_named
 from ai4s.jobq.errors import (
@@ -26,7 +28,6 @@ from ai4s.jobq.message import Call
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.place import AZURITE_KEY
 from ai4s.jobq.wire import Wire
-from projects import NewProject, Project, WorkerProcess, new_project, until
 
 FAILED, MISUSED = 1, 2
 

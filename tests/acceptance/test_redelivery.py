@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from projects import NewProject, Project, until
+
 from ai4s.jobq.codec import codec_named
 from ai4s.jobq.errors import CallCancelled, ResultGone, WorkerDied
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Call
-from projects import NewProject, Project, until
 
 TASKS = """
 @app.task

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
-from ai4s.jobq import as_completed
 from fault_proxy import FaultyAccount, faulty_account
 from projects import NewProject, Project, new_project, until
+
+from ai4s.jobq import as_completed
 
 TASKS = """
 @app.task

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from projects import NewProject, Project, new_project, until
+
 from ai4s.jobq import App, as_completed
 from ai4s.jobq.errors import CallError, TaskFailed
-from projects import NewProject, Project, new_project, until
 
 TASKS = """
 @app.task

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 
 import pytest
-from ai4s.jobq import as_completed
-from ai4s.jobq.worker.shutdown import ONE_WISH_SECONDS
 from projects import NewProject, Project, WorkerProcess, alive, until
+
+from ai4s.jobq import as_completed
 
 TASKS = """
 @app.task

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import os
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -46,12 +47,13 @@ from ai4s.jobq.handle import Sent
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.lifecycle import UNFIT_AGE_SECONDS, UNFIT_DELIVERIES, Died, Disturbed, Hindered, Preempted, TimedOut
 from ai4s.jobq.message import Call, Cause, Failure, Outcome, State
-from ai4s.jobq.transports.local import LocalTransport
+from ai4s.jobq.transports.local import LocalTransport, schema
 from ai4s.jobq.transports.local.store import LocalStore
-from ai4s.jobq.worker.attempt import Attempt, Attempts
+from ai4s.jobq.worker.attempt import Attempts
 from ai4s.jobq.worker.executors import Ending
 from ai4s.jobq.worker.jobs import Job, Kind, Report
 from ai4s.jobq.worker.lease import Lease, _renew
+from ai4s.jobq.worker.settlement import Attempt, Settlement
 
 VALUE = b"value"
 LARGE = b"0123456789" * 7_000
@@ -63,8 +65,8 @@ THEIRS = Outcome(CALL.id, 1, State.SUCCEEDED, "b" * 16, task=TASK, queue=QUEUE, 
 THEIR_FAILURE = replace(THEIRS, state=State.FAILED, value=None, failure=RAISED)
 DAY_SECONDS = 24 * 3600.0
 
-SOON = 7
-"""Requests after a death at which a second one is tried: as many as the next worker makes for a delivery, and some."""
+SOON = 4
+"""Requests after a death at which a second one is tried: as many as the next worker makes for a delivery."""
 
 every_fault = pytest.mark.parametrize("fault", list(Fault), ids=lambda fault: fault.name.lower())
 
@@ -74,6 +76,19 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are tried again are tried at once."""
     real_sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: real_sleep(0))
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes die here, machines do not: hundreds of places need not be safe from a loss of power."""
+    connect = schema.connect
+
+    def hasty(folder: Path, *, patience_seconds: float) -> sqlite3.Connection:
+        connection = connect(folder, patience_seconds=patience_seconds)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(schema, "connect", hasty)
 
 
 # What tasks come to.
@@ -1053,24 +1068,24 @@ def plain_puts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deletes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message goes before the dead letter is there."""
-    finish = Attempts._finish
+    finish = Settlement._finish
 
     async def hasty(attempts: Attempts, attempt: Attempt, standing: Outcome) -> None:
         await attempt.lease.delete()
         await finish(attempts, attempt, standing)
 
-    monkeypatch.setattr(Attempts, "_finish", hasty)
+    monkeypatch.setattr(Settlement, "_finish", hasty)
 
 
 def deletes_before_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message goes before the outcome is there."""
-    end = Attempts._end
+    end = Settlement._end
 
     async def hasty(attempts: Attempts, attempt: Attempt, outcome: Outcome) -> None:
         await attempt.lease.delete()
         await end(attempts, attempt, outcome)
 
-    monkeypatch.setattr(Attempts, "_end", hasty)
+    monkeypatch.setattr(Settlement, "_end", hasty)
 
 
 def looks_for_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1079,7 +1094,7 @@ def looks_for_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(attempts: Attempts, attempt: Attempt) -> bool:
         return False
 
-    monkeypatch.setattr(Attempts, "_ended_before", never)
+    monkeypatch.setattr(Settlement, "ended_before", never)
 
 
 def leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1104,12 +1119,12 @@ def forgets_the_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def charges_every_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry is counted as two errors, so that the budget is spent too early."""
-    retry = Attempts._retry
+    retry = Settlement._retry
 
     async def twice(attempts: Attempts, attempt: Attempt, call: Call, delay_seconds: float) -> None:
         await retry(attempts, attempt, replace(call, errors=call.errors + 1), delay_seconds)
 
-    monkeypatch.setattr(Attempts, "_retry", twice)
+    monkeypatch.setattr(Settlement, "_retry", twice)
 
 
 MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], Scenario, Fault]] = [

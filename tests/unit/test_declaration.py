@@ -154,7 +154,7 @@ def test_a_task_is_named_after_its_function() -> None:
         ({"pool": "gpu"}, "pool must be one of 'process', 'async', 'thread'; got 'gpu'"),
         ({"pool": []}, "pool must be one of"),
         ({"pool": "async"}, "pool='async' does not fit a plain function: use 'process' or 'thread'."),
-        ({"pool": "thread", "timeout": 5}, "timeout needs pool='process': a thread cannot be stopped from outside."),
+        ({"pool": "thread", "timeout": 5}, "timeout does not go with pool='thread': a thread cannot be stopped from outside."),
         ({"queue": "failed"}, "The queue name 'failed' is reserved"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_thread_cannot_be_given_a_timeout_later() -> None:
     """Neither at declaration nor at a call."""
     threaded = declare(pool="thread")
 
-    with pytest.raises(DeclarationError, match="timeout needs pool='process'"):
+    with pytest.raises(DeclarationError, match="timeout does not go with pool='thread'"):
         threaded.options(timeout=5)
 
 

@@ -204,11 +204,12 @@ def test_a_larger_value_comes_as_a_file(tmp_path: Path) -> None:
     assert CLOUDPICKLE.loads((tmp_path / "3.out").read_bytes()) == bytes(MAX_INLINE_BYTES)
 
 
-def test_a_value_that_the_disk_does_not_take_may_be_tried_again() -> None:
-    """A full or missing scratch folder is the worker's trouble, with a clear cause."""
+def test_a_value_that_the_disk_does_not_take_is_the_workers_trouble() -> None:
+    """A full or missing scratch folder is no failure of the task; the report says so, and why."""
     report = ran(job(many_bytes, MAX_INLINE_BYTES))
-    assert failed(report).type == "FileNotFoundError"
-    assert report.retryable
+    assert report.kind is Kind.HINDERED
+    assert report.failure is not None
+    assert report.failure.type == "FileNotFoundError"
 
 
 @pytest.mark.parametrize("kind", ["unsendable", "ours", "lambda"])

@@ -16,9 +16,9 @@ import pytest
 
 from ai4s.jobq.errors import AccessDenied, LeaseLost, NotFound, TransportError, Unreachable
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt
-from ai4s.jobq.worker import attempt as attempt_module
-from ai4s.jobq.worker.attempt import _patiently, _releasing
+from ai4s.jobq.worker import settlement
 from ai4s.jobq.worker.lease import FIRST_LEASE_SECONDS, LONGEST_LEASE_SECONDS, Lease, LeaseKeeper
+from ai4s.jobq.worker.settlement import patiently, releasing
 
 START = 1_000_000.0
 
@@ -116,7 +116,7 @@ def world() -> World:
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are tried again are tried at once."""
-    monkeypatch.setattr(attempt_module, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(settlement, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 @asynccontextmanager
@@ -203,7 +203,7 @@ async def test_a_lease_is_lost_at_its_deadline_though_nobody_says_so(world: Worl
     world.after(FIRST_LEASE_SECONDS)
     assert not world.lease.held
     with pytest.raises(LeaseLost):
-        await world.lease.settle(_releasing(0))
+        await world.lease.settle(releasing(0))
     with pytest.raises(LeaseLost):
         await world.lease.renew()
     assert world.queue.asked == []
@@ -238,7 +238,7 @@ async def test_what_the_server_says_is_lost_is_lost(world: World) -> None:
         await world.lease.renew()
     assert not world.lease.held
     with pytest.raises(LeaseLost):
-        await world.lease.settle(_releasing(0))
+        await world.lease.settle(releasing(0))
     assert world.queue.whats == ["renew"]
 
 
@@ -266,7 +266,7 @@ async def test_the_lost_answer_to_a_renewal_loses_the_lease_at_the_next_request(
         await world.lease.renew()
     assert not world.lease.held
     with pytest.raises(LeaseLost):
-        await world.lease.settle(_releasing(0))
+        await world.lease.settle(releasing(0))
 
 
 # Settled.
@@ -274,14 +274,14 @@ async def test_the_lost_answer_to_a_renewal_loses_the_lease_at_the_next_request(
 
 async def test_a_settled_lease_is_over(world: World) -> None:
     """After a release nothing is renewed, and nothing settled twice."""
-    await world.lease.settle(_releasing(7, "later"))
+    await world.lease.settle(releasing(7, "later"))
     assert world.queue.body == "later"
     assert world.queue.visible_at == world.clock.now + 7
     assert not world.lease.held
     world.after(20)
     assert not world.lease.due
     with pytest.raises(LeaseLost):
-        await world.lease.settle(_releasing(0))
+        await world.lease.settle(releasing(0))
     assert world.queue.whats == ["release"]
 
 
@@ -289,7 +289,7 @@ async def test_a_settlement_uses_the_receipt_of_the_last_renewal(world: World) -
     """Each renewal voids the receipt before it."""
     for _ in range(3):
         await world.lease.renew()
-    await world.lease.settle(_releasing(0))
+    await world.lease.settle(releasing(0))
     assert world.queue.whats == ["renew"] * 3 + ["release"]
 
 
@@ -297,7 +297,7 @@ async def test_a_settlement_uses_the_receipt_of_the_last_renewal(world: World) -
 @pytest.mark.parametrize("second", ["renew", "settle", "delete"])
 async def test_renewals_and_settlements_exclude_each_other(first: str, second: str, world: World) -> None:
     """Whichever comes while the other is under way waits for it, and then has the right receipt or none."""
-    steps = {"renew": world.lease.renew, "settle": lambda: world.lease.settle(_releasing(0)), "delete": world.lease.delete}
+    steps = {"renew": world.lease.renew, "settle": lambda: world.lease.settle(releasing(0)), "delete": world.lease.delete}
     world.queue.gate = asyncio.Event()
     one = asyncio.create_task(steps[first]())  # type: ignore[operator]  # each is called without arguments
     await asyncio.sleep(0)
@@ -320,7 +320,7 @@ async def test_a_cancelled_renewal_does_not_block_a_settlement(world: World) -> 
     renewing.cancel()
     await asyncio.gather(renewing, return_exceptions=True)
     world.queue.gate = None
-    await world.lease.settle(_releasing(0))
+    await world.lease.settle(releasing(0))
     assert not world.lease.held
 
 
@@ -335,7 +335,7 @@ async def test_a_late_delete_is_made_nevertheless(world: World) -> None:
 async def test_a_delete_that_failed_is_tried_again(error: type[TransportError], world: World) -> None:
     """While the lease is held, a fault on the last request costs a pause and not a redelivery."""
     world.queue.faults.extend([error(), error()])
-    await _patiently(world.lease, world.lease.delete)
+    await patiently(world.lease, world.lease.delete)
     assert world.queue.gone
     assert world.queue.whats == ["delete"] * 3
     assert not world.lease.held
@@ -345,12 +345,12 @@ async def test_a_delete_that_failed_is_tried_again(error: type[TransportError], 
 async def test_a_settlement_that_failed_is_tried_again_while_the_lease_is_held(error: type[TransportError], world: World) -> None:
     """And given up when it is over, with the fault as the reason."""
     world.queue.faults.extend([error(), error()])
-    await _patiently(world.lease, lambda: world.lease.settle(_releasing(3)))
+    await patiently(world.lease, lambda: world.lease.settle(releasing(3)))
     assert world.queue.whats == ["release"] * 3
     late = world.new_lease()
     world.after(FIRST_LEASE_SECONDS)
     with pytest.raises(LeaseLost):
-        await _patiently(late, lambda: late.settle(_releasing(3)))
+        await patiently(late, lambda: late.settle(releasing(3)))
 
 
 async def test_a_step_is_given_up_once_the_lease_is_over(world: World) -> None:
@@ -361,7 +361,7 @@ async def test_a_step_is_given_up_once_the_lease_is_over(world: World) -> None:
         raise Unreachable
 
     with pytest.raises(Unreachable):
-        await _patiently(world.lease, step)
+        await patiently(world.lease, step)
     assert world.clock.now == START + 50
 
 
@@ -382,7 +382,7 @@ async def test_a_keeper_renews_what_is_due_and_nothing_else(world: World) -> Non
 async def test_a_keeper_leaves_alone_what_is_done(world: World) -> None:
     """Leases that were settled, or whose block has ended, are not renewed."""
     async with keeping(world) as lease:
-        await lease.settle(_releasing(0))
+        await lease.settle(releasing(0))
         world.after(15)
         await one_round(world.keeper)
     async with keeping(world):

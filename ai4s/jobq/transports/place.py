@@ -76,6 +76,8 @@ def _parse(text: str) -> Place:
         return _connection_string(text)
     if text.startswith("sb://"):
         raise ConfigurationError(f"Service Bus (sb://) is not supported. {HELP}")
+    if text.startswith("DefaultEndpointsProtocol="):
+        raise ConfigurationError("This connection string is cut off; in a shell it must stand in quotes, as it has semicolons.")
     raise ConfigurationError(f"This is no place that I know. {HELP}")
 
 

@@ -179,5 +179,6 @@ def _returned(job: Job, codec: Codec, value: object) -> Report:
     try:
         Path(job.value_path).write_bytes(data)
     except OSError as exc:
-        return Report(job.number, Kind.RAISED, failure=failure_of(exc, codec), retryable=True)
+        # A full disk of this machine's, which is neither the task's fault nor that of the next machine.
+        return Report(job.number, Kind.HINDERED, failure=failure_of(exc, codec))
     return Report(job.number, Kind.RETURNED)

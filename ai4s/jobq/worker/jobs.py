@@ -84,6 +84,7 @@ class Kind(StrEnum):
     RETURNED = "returned"
     RAISED = "raised"
     UNFIT = "unfit"
+    HINDERED = "hindered"
 
 
 @dataclass(frozen=True, slots=True)
