@@ -116,9 +116,12 @@ def test_a_start_that_fails_says_why(new: NewProject, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="file/place"), broken.app.worker():
         pass
     source = TASKS + f"\nif os.getpid() != {os.getpid()}:\n    raise OSError('no GPU')\n"
-    with new_project(tmp_path / "here-only", f"local://{tmp_path}/place", source) as project:
-        with pytest.raises(ConfigurationError, match="no GPU"), project.app.worker():
-            pass
+    with (
+        new_project(tmp_path / "here-only", f"local://{tmp_path}/place", source) as project,
+        pytest.raises(ConfigurationError, match="no GPU"),
+        project.app.worker(),
+    ):
+        pass
 
 
 def test_standard_input_is_not_the_tasks(new: NewProject) -> None:

@@ -144,7 +144,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(new: NewProject, optio
 
 
 def test_an_account_that_cannot_be_reached_is_named(new: NewProject) -> None:
-    """Where connections are refused, `delay` raises Unreachable and the worker ends with code 1; both name the place, not its key."""
+    """Where connections are refused, `delay` raises Unreachable, the worker ends with code 1; both name the place, not its key."""
     project = new(SQUARE, url=refusing_account())
     worker = project.worker(ready=False)
     with pytest.raises(Unreachable) as caught:

@@ -127,7 +127,7 @@ def test_deliveries_alone_are_no_deaths(project: Project) -> None:
 
 
 def test_many_deliveries_do_not_make_a_call_unfit_at_once(new: NewProject) -> None:
-    """A call that was delivered often to workers that know it (retries, hand-backs) is put aside by one that does not, not given up."""
+    """A call that was delivered often to workers that know it (retries, hand-backs) is put aside by one that does not."""
     project = new(TASKS)
     arguments = codec_named("cloudpickle").dumps(((), {})).data
     call = Call(project.app.client.next_call_id(), "elsewhere.cube", "default", arguments, sent=time.time(), errors=23, retries=50)

@@ -1,4 +1,4 @@
-"""What work and waiting cost, in requests to a real account behind a counting proxy; and waking, where there is no server to ask."""
+"""What work and waiting cost, in requests to a real account behind a counting proxy; and waking, where there is no server."""
 
 from __future__ import annotations
 

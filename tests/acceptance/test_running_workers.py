@@ -1,4 +1,4 @@
-"""A worker at work: plain functions and coroutines side by side, queues in turn and in order, code by value, and tasks of all manners."""
+"""A worker at work: plain functions and coroutines side by side, queues in turn and in order, code by value, odd tasks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def raise_kind(name):
         "CancelledError": asyncio.CancelledError(), "StopIteration": StopIteration(5), "StopAsyncIteration": StopAsyncIteration(),
         "ExceptionGroup": ExceptionGroup("several", [ValueError(1), ExceptionGroup("deeper", [KeyError(2)])]),
         "BaseExceptionGroup": BaseExceptionGroup("base", [KeyboardInterrupt()]),
-        "MemoryError": MemoryError(), "TimeoutError": TimeoutError("mine"), "UnicodeDecodeError": UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
+        "MemoryError": MemoryError(), "TimeoutError": TimeoutError("mine"),
+        "UnicodeDecodeError": UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
         "RecursionError": RecursionError("deep"), "OSError": OSError(28, "No space left on device", "/data"),
     }
     raise kinds[name]
@@ -437,7 +438,7 @@ def test_shipped_modules_follow_their_version(new: NewProject) -> None:
 
 
 def test_a_module_that_breaks_meanwhile_fails_no_call(new: NewProject) -> None:
-    """A child that cannot be started any more, as its module was edited, costs no call its attempts: they wait for a sound worker."""
+    """A child that cannot be started any more, as its module was edited, costs no call its attempts."""
     project = new("""
         @app.task(max_deaths=1)
         def crash():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
+from typing import Any
 
 import pytest
 from projects import NewProject, Project, WorkerProcess, alive, until
 
-from ai4s.jobq import as_completed
+from ai4s.jobq import Handle, as_completed
 
 TASKS = """
 @app.task
@@ -288,13 +290,17 @@ def test_a_stopped_worker_leaves_no_scratch_behind(project: Project) -> None:
     assert list(scratch.iterdir()) == []
 
 
+def any_done(handles: list[Handle[Any]]) -> bool:
+    return any(handle.done() for handle in handles)
+
+
 def test_workers_that_come_and_go_lose_nothing(project: Project) -> None:
     """Calls that are submitted while workers start and stop all end, soon, each with its own value."""
     handles = []
     for kind in (signal.SIGTERM, signal.SIGINT) * 2:
         worker = project.worker("--concurrency", "2")
         handles += [project.task("square").delay(n) for n in range(50)]
-        until(lambda: any(handle.done() for handle in handles[-50:]), 30, "a first result")
+        until(partial(any_done, handles[-50:]), 30, "a first result")
         worker.signal(kind)
         worker.wait()
     last = project.worker("--concurrency", "2")
