@@ -70,7 +70,8 @@ class Database:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
-        threading.Thread(target=self._serve, name="jobq-database", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="jobq-database", daemon=True)
+        self._thread.start()
 
     @classmethod
     async def open(cls, folder: Path, *, patience_seconds: float) -> Database:
@@ -103,6 +104,7 @@ class Database:
         """Run what was asked before, then close. Doing it twice is fine."""
         self._stop()
         await asyncio.shield(self._ended)
+        self._thread.join()  # it has said its last word, and only has to return
 
     async def _ask(self, operation: Callable[[Transaction], T], begin: str) -> T:
         if self._closed:
