@@ -98,12 +98,6 @@ class Ledger:
             raise ValueError(f"The options of call {call.id} do not fit into a message.")
         return call, text
 
-    async def arguments(self, call: Call) -> bytes:
-        """The encoded arguments, wherever they lie; raises Malformed if what was spilled is not there as it was."""
-        if isinstance(call.arguments, bytes):
-            return call.arguments
-        return await spill.fetch(await self.store(), layout.arguments(call.id), call.arguments)
-
     async def arguments_to(self, call: Call, path: Path) -> None:
         """Spilled arguments, to a file."""
         if isinstance(call.arguments, Spill):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ai4s.jobq import layout
+from ai4s.jobq import layout, spill
 from ai4s.jobq import ledger as ledger_module
 from ai4s.jobq.errors import (
     AccessDenied,
@@ -159,6 +159,13 @@ def quickly(monkeypatch: pytest.MonkeyPatch, step_seconds: float = 0.0) -> list[
 # Sends.
 
 
+async def arguments_of(ledger: Ledger, call: Call) -> bytes:
+    """The encoded arguments, wherever they lie."""
+    if isinstance(call.arguments, bytes):
+        return call.arguments
+    return await spill.fetch(await ledger.store(), layout.arguments(call.id), call.arguments)
+
+
 async def test_a_send_puts_one_message(tmp_path: Path) -> None:
     """The call lies on its queue as it was, unmarked."""
     async with opened(tmp_path) as ledger:
@@ -264,7 +271,7 @@ async def test_large_arguments_are_spilled_before_the_message(size: int, tmp_pat
         assert isinstance(found.arguments, Spill)
         assert found.arguments.size == size
         assert await names(ledger, "args/") == [f"args/{CALL.id}"]
-        assert await ledger.arguments(found) == call.arguments
+        assert await arguments_of(ledger, found) == call.arguments
         await ledger.arguments_to(found, tmp_path / "out")
         assert (tmp_path / "out").read_bytes() == call.arguments
 
@@ -274,7 +281,7 @@ async def test_small_arguments_cost_no_blob(tmp_path: Path) -> None:
     async with opened(tmp_path) as ledger:
         await ledger.send(CALL)
         assert await names(ledger, "") == []
-        assert await ledger.arguments(CALL) == b"args"
+        assert await arguments_of(ledger, CALL) == b"args"
         await ledger.arguments_to(CALL, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -293,7 +300,7 @@ async def test_spilled_arguments_are_written_once_however_often_the_call_is_sent
         assert [each.resent for each in found] == [False, True, True]
         assert len({each.arguments for each in found}) == 1
         assert planned.asked.count("put") == 2
-        assert await ledger.arguments(found[0]) == call.arguments
+        assert await arguments_of(ledger, found[0]) == call.arguments
 
 
 async def test_an_unwritten_spill_sends_nothing(tmp_path: Path) -> None:
@@ -318,7 +325,7 @@ async def test_damaged_arguments_are_never_passed_on(data: bytes | None, tmp_pat
         else:
             await overwrite(ledger, layout.arguments(CALL.id), data)
         with pytest.raises(Malformed):
-            await ledger.arguments(found)
+            await arguments_of(ledger, found)
         with pytest.raises(Malformed):
             await ledger.arguments_to(found, tmp_path / "out")
 

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
 from ..lifecycle import Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from .child_process import GRACE_SECONDS, Child, ChildDied
 from .jobs import ChildSetup, Job, Ready, Report
+from .shutdown import unless
 
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
 log = logging.getLogger("ai4s.jobq.worker")
-T = TypeVar("T")
 Ending = Report | TimedOut | Died | Preempted | Disturbed | Hindered
 
 
@@ -57,7 +55,7 @@ class Crew:
     async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
         """Run a job to its end: its report, its timeout, its child's death, or the worker's leaving."""
         try:
-            child = await _unless(leaving, self._acquire(shipped))
+            child = await unless(leaving, self._acquire(shipped))
         except ConfigurationError as exc:
             log.error("Call %s goes back, since no child process can be started: %s", job.call.id, exc)
             return Hindered()
@@ -192,18 +190,6 @@ class Executors:
     async def close(self) -> None:
         """End all children."""
         await asyncio.gather(self._processes.close(), self._loops.close(), self._alone.close())
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await `work`, or cancel it when the event comes first: then None."""
-    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, waiting):
-            task.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def _after_death(call: Call, exc: ChildDied, leaving: asyncio.Event) -> Ending:

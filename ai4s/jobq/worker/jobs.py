@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
 
 import msgpack
 
@@ -100,7 +99,6 @@ class Report:
     seconds: float = 0
 
 
-Frame = TypeVar("Frame", ChildSetup, Ready, Job, Cancel, Report)
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (ChildSetup, Ready, Job, Cancel, Report)}
 
 

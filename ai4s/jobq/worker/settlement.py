@@ -70,7 +70,6 @@ class Counts:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
-    given_back: int = 0
     lost: int = 0
     hindered: int = 0
     refused: dict[str, float] = field(default_factory=dict)
@@ -153,7 +152,6 @@ class Settlement:
 
     async def release(self, attempt: Attempt, delay_seconds: float) -> None:
         """Give the message back uncharged. After a redelivery there may be a mark in it, which must not stand for a death."""
-        self.counts.given_back += 1
         text = (await self._ledger.sealed(attempt.call))[1] if attempt.redelivered else None
         await patiently(attempt.lease, lambda: attempt.lease.settle(releasing(delay_seconds, text)))
 

@@ -54,14 +54,7 @@ class Shutdown:
 
     async def unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Await `work`, or cancel it once nothing new is to be taken: then None."""
-        working, draining = asyncio.create_task(work), asyncio.create_task(self.draining.wait())
-        try:
-            await asyncio.wait({working, draining}, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
-        finally:
-            for task in (working, draining):
-                task.cancel()
-            await asyncio.gather(working, draining, return_exceptions=True)
+        return await unless(self.draining, work)
 
     def _leave(self) -> None:
         if not self.leaving.is_set():
@@ -81,3 +74,15 @@ class Shutdown:
                 loop.remove_signal_handler(number)
             if self._timer is not None:
                 self._timer.cancel()
+
+
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await `work`, or cancel it when the event comes first: then None."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
