@@ -20,6 +20,10 @@ MAX_QUEUE_LENGTH = 56
 DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"failed"})
 
+WORKERS, RETRIES, CHECKPOINTS, CONTROL = "workers/", "retries/", "checkpoints/", "control/"
+RESULTS, ARGUMENTS, VALUES, KEYS, DEAD_LETTERS = "results/", "args/", "values/", "keys/", "failed/"
+"""Prefixes that are listed."""
+
 CALLS_PER_PAGE = 4096
 """Outcomes under one prefix: one listing request, which holds up to 5,000 names, tells of them all."""
 
@@ -27,7 +31,14 @@ CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0
 RELATIVE = re.compile(r"[a-z0-9-]{1,100}(\.[0-9]{1,20})?")
 """A call's id, or `<batch>.<index>`, where it only says whose child a call is."""
 
+OUTCOME = re.compile(
+    r"results/(?:(?P<client>[a-z2-7]{16})/[0-9]{9}/(?P<n>[0-9]{12})|key/[0-9a-f]{2}/(?P<hash>[0-9a-f]{40}))(?:\.r(?P<run>[0-9]{1,9}))?"
+)
+CLIENT_LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
+"""What a client's name, and `key`, may begin with."""
+
 PART = re.compile(r"[A-Za-z0-9-]{1,100}")
+LETTER = re.compile(r"failed/(?P<queue>[A-Za-z0-9-]+)/(?P<subject>[A-Za-z0-9-]+)\.r(?P<run>[0-9]{1,9})")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -63,7 +74,11 @@ def _suggestion(name: object, shortest: int) -> str:
 
 
 def queue_name(app: str, queue: str) -> str:
-    """The storage queue behind an app's queue."""
+    """The storage queue behind an app's queue.
+
+    >>> queue_name("myproj", "default"), queue_name("myproj", "gpu")
+    ('myproj', 'myproj-gpu')
+    """
     return app if queue == DEFAULT_QUEUE else f"{app}-{queue}"
 
 
@@ -82,6 +97,11 @@ def keyed_call_id(digest: str) -> str:
     return f"key-{digest[:40]}"
 
 
+def is_keyed(call: str) -> bool:
+    """Whether this is the id of a call with a key."""
+    return call.startswith("key-")
+
+
 def check_call_id(text: str) -> re.Match[str]:
     """The parts of a call's id; raises Malformed for anything else."""
     match = CALL_ID.fullmatch(text)
@@ -97,12 +117,31 @@ def result_page(call: str) -> str | None:
 
 
 def result(call: str, run: int) -> str:
-    """The outcome of a run."""
+    """The outcome of a run.
+
+    >>> result("abcdefgh234567ab-000000004097", 2)
+    'results/abcdefgh234567ab/000000001/000000004097.r2'
+    """
     match, page = check_call_id(call), result_page(call)
     suffix = "" if run == 1 else f".r{run}"
     if page is None:
         return f"results/key/{match['hash'][:2]}/{match['hash']}{suffix}"
     return f"{page}{match['n']}{suffix}"
+
+
+def run_of(result_name: str) -> tuple[str, int] | None:
+    """The call and run whose outcome has this name; None if it is no outcome's."""
+    match = OUTCOME.fullmatch(result_name)
+    if match is None:
+        return None
+    call = keyed_call_id(match["hash"]) if match["hash"] else call_id(match["client"], int(match["n"]))
+    return call, int(match["run"] or 1)
+
+
+def call_of(name: str, folder: str) -> str | None:
+    """The call whose id this name has after `folder`; None if there is none."""
+    match = CALL_ID.match(name, len(folder))
+    return match[0] if match else None
 
 
 def arguments(call: str) -> str:
@@ -146,6 +185,58 @@ def dead_letter(queue: str, subject: str, run: int) -> str:
     return f"failed/{_part(queue)}/{_part(subject)}.r{run}"
 
 
+def letters(queue: str | None = None) -> str:
+    """The prefix of the dead letters of a queue, or of all queues."""
+    return f"{DEAD_LETTERS}{_part(queue)}/" if queue else DEAD_LETTERS
+
+
+def letter_parts(name: str) -> tuple[str, str, int]:
+    """Queue, subject and run of a dead letter of this name; raises Malformed if it is none's."""
+    match = LETTER.fullmatch(name)
+    if not match:
+        raise Malformed(f"{name[:200]!r} is not the name of a dead letter.")
+    return match["queue"], match["subject"], int(match["run"])
+
+
+def retries_beside(call: str) -> str:
+    """The prefix of the retry records of this call and of all others of its client, or of all calls with a key."""
+    match = check_call_id(call)
+    return f"{RETRIES}{match['client'] or 'key'}-"
+
+
+def retry(call: str, run: int) -> str:
+    """The record that this run of a call, 2 or later, was asked for."""
+    check_call_id(call)
+    return f"{RETRIES}{call}.r{run}"
+
+
+def retries(call: str) -> str:
+    """The prefix of all records that a later run of a call was asked for."""
+    check_call_id(call)
+    return f"{RETRIES}{call}.r"
+
+
+def checkpoint(call: str, token: str, number: int) -> str:
+    """The n-th checkpoint that one attempt saved."""
+    return f"{checkpoints(call)}{_part(token)}-{number}"
+
+
+def checkpoints(call: str) -> str:
+    """The prefix of all checkpoints of a call."""
+    check_call_id(call)
+    return f"{CHECKPOINTS}{call}/"
+
+
+def control(queue: str) -> str:
+    """What the workers of a queue are told."""
+    return f"{CONTROL}{_part(queue)}"
+
+
+def run_id(call: str, run: int) -> str:
+    """A run of a call as one word: in records, and at the end of names."""
+    return f"{call}.r{run}"
+
+
 def key(call: str) -> str:
     """The record of a key: what it was used with, and whether its call was sent."""
     check_call_id(call)
@@ -154,7 +245,4 @@ def key(call: str) -> str:
 
 def worker(worker_id: str) -> str:
     """A worker's status."""
-    return f"workers/{_part(worker_id)}"
-
-
-WORKERS = "workers/"
+    return f"{WORKERS}{_part(worker_id)}"

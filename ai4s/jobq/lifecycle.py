@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .message import Call, Cause, Failure, Spill
+from .message import Call, Cause, Failure, Spill, State
 
 MAX_IDLE_PREEMPTIONS = 5
-"""Preemptions without progress after which a call is taken to be too long for these machines."""
+"""Preemptions since the last checkpoint after which a call is taken to be too long for these machines."""
 
 FIRST_UNFIT_DELAY_SECONDS, LONGEST_UNFIT_DELAY_SECONDS = 30.0, 3600.0
 """How long a sound message that this worker cannot run is put aside, for workers that can: twice as long each time.
@@ -66,6 +66,11 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody cancelled the call while the attempt ran."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disturbed:
     """The attempt's process ended with several attempts in it: `suspect` if one of them, nobody knows which, caused that."""
 
@@ -91,14 +96,15 @@ class Refused:
     age_seconds: float
 
 
-Happening = Succeeded | Raised | TimedOut | Died | Preempted | Disturbed | Hindered | Expired | Refused
+Happening = Succeeded | Raised | TimedOut | Died | Preempted | Cancelled | Disturbed | Hindered | Expired | Refused
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """End the run without a dead letter: with a value, or as expired where there is none."""
+    """End the run without a dead letter: with a value, or as expired or cancelled."""
 
-    value: bytes | Spill | None
+    state: State
+    value: bytes | Spill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +136,11 @@ def decide(happening: Happening, call: Call, *, jitter: float) -> Decision:
     """What to do with `call` now; `jitter` is a random number in [0, 1)."""
     match happening:
         case Succeeded(value):
-            return Finish(value)
-        case Expired():
-            return Finish(None)
-        case Raised(failure, retryable, delay_seconds):
-            return _after_error(call, failure, retryable=retryable, delay_seconds=delay_seconds, jitter=jitter)
-        case TimedOut(failure):
-            return _after_error(call, failure, retryable=True, delay_seconds=None, jitter=jitter)
+            return Finish(State.SUCCEEDED, value)
+        case Expired() | Cancelled():
+            return Finish(State.EXPIRED if isinstance(happening, Expired) else State.CANCELLED)
+        case Raised() | TimedOut():
+            return _after_error(call, happening, jitter)
         case Died(failure):
             return _after_death(call, failure, jitter)
         case Preempted() | Disturbed() | Hindered():
@@ -155,19 +159,23 @@ def is_hopeless(refusal: Refused) -> bool:
     return refusal.deliveries >= UNFIT_DELIVERIES and refusal.age_seconds >= UNFIT_AGE_SECONDS
 
 
-def _after_error(call: Call, failure: Failure, *, retryable: bool, delay_seconds: float | None, jitter: float) -> Decision:
+def _after_error(call: Call, happening: Raised | TimedOut, jitter: float) -> Decision:
+    retryable, delay_seconds = True, None
+    if isinstance(happening, Raised):
+        retryable, delay_seconds = happening.retryable, happening.delay_seconds
     if not retryable or call.errors >= call.retries:
-        return Bury(failure)
+        return Bury(happening.failure)
     if delay_seconds is None:
         delay_seconds = call.backoff.delay_seconds(call.errors, jitter)
     return Retry(replace(call, errors=call.errors + 1, mark=None), delay_seconds)
 
 
 def _after_death(call: Call, failure: Failure, jitter: float) -> Decision:
-    charged = replace(call, deaths=call.deaths + 1, mark=None)
-    if charged.deaths >= call.max_deaths:
+    deaths_before = call.deaths - (call.checkpoint.deaths if call.checkpoint else 0)
+    if deaths_before + 1 >= call.max_deaths:
         return Bury(failure)
-    return Retry(charged, call.backoff.delay_seconds(call.deaths, jitter))
+    charged = replace(call, deaths=call.deaths + 1, mark=None)
+    return Retry(charged, call.backoff.delay_seconds(deaths_before, jitter))
 
 
 def _after_interruption(call: Call, happening: Preempted | Disturbed | Hindered) -> Decision:
@@ -177,7 +185,8 @@ def _after_interruption(call: Call, happening: Preempted | Disturbed | Hindered)
         # Uncharged, and bounded: a suspect shares no process from then on, so its next death is its own.
         return Retry(replace(call, alone=call.alone or happening.suspect, mark=None), 0)
     charged = replace(call, preemptions=call.preemptions + 1, mark=None)
-    if charged.preemptions < MAX_IDLE_PREEMPTIONS:
+    idle_preemptions = charged.preemptions - (call.checkpoint.preemptions if call.checkpoint else 0)
+    if idle_preemptions < MAX_IDLE_PREEMPTIONS:
         return Retry(charged, 0)
-    message = f"Preempted {charged.preemptions} times without progress: it takes longer than these machines live."
+    message = f"Preempted {idle_preemptions} times without progress: it takes longer than these machines live."
     return Bury(Failure(Cause.NEVER_FITS, "", message))

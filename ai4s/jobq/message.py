@@ -47,6 +47,28 @@ class Spill:
     sha256: str
 
 
+class Form(StrEnum):
+    """What a checkpoint holds: an encoded value, or a folder as a tar file."""
+
+    VALUE = "value"
+    FOLDER = "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a call's last checkpoint lies, and its budgets at that time: deaths and preemptions are counted from it on.
+
+    `token` is that of the attempt that saved it, `number` counts within the attempt; together they name the blob.
+    """
+
+    token: str
+    number: int
+    spill: Spill
+    form: Form = Form.VALUE
+    deaths: int = 0
+    preemptions: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Seconds until the next attempt: `first * factor ** n`, at most `longest`, of which jitter takes up to half.
@@ -62,7 +84,12 @@ class Backoff:
     longest: float = 600.0
 
     def delay_seconds(self, failures_before: int, jitter: float) -> float:
-        """The wait after a failure that `failures_before` others preceded; `jitter` is random in [0, 1)."""
+        """The wait after a failure that `failures_before` others preceded; `jitter` is random in [0, 1).
+
+        >>> backoff = Backoff(first=2, factor=3, longest=60)
+        >>> [backoff.delay_seconds(failures, jitter=0) for failures in range(5)]
+        [2.0, 6.0, 18.0, 54.0, 60.0]
+        """
         try:
             grown = self.first * self.factor**failures_before
         except OverflowError:
@@ -104,6 +131,7 @@ class Call:
     preemptions: int = 0
     alone: bool = False
     mark: str | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def attempt(self) -> int:
@@ -152,6 +180,27 @@ class DeadLetter:
     outcome: Outcome | None = None
     call: Call | None = None
     raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRecord:
+    """That the next run of a call was asked for; `asked` is in epoch seconds by the server's clock."""
+
+    asked: float
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the workers of one queue are told beside its messages; moments in epoch seconds by the server's clock.
+
+    `cancelled` names runs ("<call>.r<run>") that were cancelled lately and may be running, the newest last; `cancelled_at` is when
+    the last of all was. Workers that find a later `drained_at` than when they started finish what they have and end.
+    """
+
+    paused: bool = False
+    drained_at: float = 0
+    cancelled_at: float = 0
+    cancelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

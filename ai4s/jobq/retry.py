@@ -34,7 +34,11 @@ class RetryPolicy:
     max_deaths: int = 3
 
     def covers(self, error: BaseException) -> bool:
-        """Whether this exception may be followed by another attempt."""
+        """Whether this exception may be followed by another attempt.
+
+        >>> RetryPolicy(retry_on=(OSError,)).covers(FileNotFoundError())
+        True
+        """
         return isinstance(error, self.retry_on)
 
 

@@ -5,7 +5,7 @@ to the app, the kind of record and its subject (a message's queue, an outcome's 
 Whatever the bytes are, unsealing ends in a record or in Malformed, SignatureInvalid or Unfit, having run no code
 and allocated no more than the bounds below. A message's text is the frame in base64, which no queue can mangle.
 The map leaves out defaults; names that this version does not know make a record Unfit, so that nothing is silently ignored.
-`successors`, `resources`, `trace` and `checkpoint` of a call, and the kind `pack`, are spoken for.
+`successors`, `resources` and `trace` of a call, and the kind `pack`, are spoken for.
 
 Next: `ledger.py`, which stores what is sealed here; for messages, `transports/base.py`.
 """
@@ -23,7 +23,7 @@ import msgpack
 from . import layout
 from .errors import Malformed, MessageError, SignatureInvalid, Unfit
 from .fields import from_map, to_map
-from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
+from .message import Call, Control, DeadLetter, KeyRecord, Outcome, RetryRecord, Spill
 from .signing import MAC_BYTES, Keyring
 
 MAGIC = b"JQ"
@@ -46,12 +46,25 @@ MAX_INLINE_VALUE = 64 * 1024
 MAX_UNPACKED_BYTES = 1024 * 1024
 """What a frame may grow to when decompressed: far above every honest record, harmless if it is a bomb."""
 
+MAX_RECORD_BYTES = 2 * MAX_UNPACKED_BYTES
+"""What is read of a record's blob at most: no honest one comes near it."""
+
 MAX_CONTAINERS = 1024
 
 WORTH_COMPRESSING_BYTES = 512
 
-Record = TypeVar("Record", Call, Outcome, DeadLetter, KeyRecord)
-_KINDS: dict[type, str] = {Call: "call", Outcome: "outcome", DeadLetter: "dead letter", KeyRecord: "key"}
+Record = TypeVar("Record", Call, Outcome, DeadLetter, KeyRecord, RetryRecord, Control)
+Named = DeadLetter | KeyRecord | RetryRecord | Control
+"""Records that are bound to the name of their blob."""
+
+_KINDS: dict[type, str] = {
+    Call: "call",
+    Outcome: "outcome",
+    DeadLetter: "dead letter",
+    KeyRecord: "key",
+    RetryRecord: "retry",
+    Control: "control",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +93,17 @@ class Wire:
 
     def seal_outcome(self, outcome: Outcome) -> bytes:
         """The bytes of an outcome's blob."""
-        return self._seal("outcome", _run(outcome.call, outcome.run), to_map(outcome))
+        return self._seal("outcome", layout.run_id(outcome.call, outcome.run), to_map(outcome))
 
     def unseal_outcome(self, data: bytes, call: str, run: int) -> Outcome:
         """The outcome of this run of this call; raises Malformed if it speaks of another."""
-        outcome = self._unseal(Outcome, _run(call, run), data)
+        outcome = self._unseal(Outcome, layout.run_id(call, run), data)
         if (outcome.call, outcome.run) != (call, run):
-            raise Malformed(f"The outcome of {_run(call, run)} speaks of another run.")
+            raise Malformed(f"The outcome of {layout.run_id(call, run)} speaks of another run.")
         layout.value(outcome.call, outcome.token)
         return outcome
 
-    def seal(self, record: DeadLetter | KeyRecord, name: str) -> bytes:
+    def seal(self, record: Named, name: str) -> bytes:
         """The bytes of a record that is bound to its blob's name."""
         return self._seal(_KINDS[type(record)], name, to_map(record))
 
@@ -142,14 +155,12 @@ def _check_names(call: Call) -> None:
     for relative in (call.root, call.parent):
         if relative is not None and not layout.RELATIVE.fullmatch(relative):
             raise Malformed(f"{relative[:80]!r} is not the id of a call, or of a call in a batch.")
+    if call.checkpoint is not None:
+        layout.checkpoint(call.id, call.checkpoint.token, call.checkpoint.number)
     spilled = (call.arguments.sha256,) if isinstance(call.arguments, Spill) else ()
     functions = () if call.function is None else (call.function,)
     for sha256 in (*functions, *call.ship, *spilled):
         layout.payload(sha256)
-
-
-def _run(call: str, run: int) -> str:
-    return f"{call}.r{run}"
 
 
 def _decode_text(text: str) -> bytes:

@@ -13,6 +13,7 @@ from ai4s.jobq.lifecycle import (
     UNFIT_AGE_SECONDS,
     UNFIT_DELIVERIES,
     Bury,
+    Cancelled,
     Decision,
     Died,
     Disturbed,
@@ -28,7 +29,7 @@ from ai4s.jobq.lifecycle import (
     TimedOut,
     decide,
 )
-from ai4s.jobq.message import Backoff, Call, Cause, Failure, Spill
+from ai4s.jobq.message import Backoff, Call, Cause, Failure, Spill, State
 
 SAME_EACH_TIME = settings(
     derandomize=True, deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
@@ -88,11 +89,12 @@ def again(**changes: object) -> Call:
 REFUSED = Refused(FAILURE, 1, 0.0)
 NEVER_FITS = f"Preempted {MAX_IDLE_PREEMPTIONS} times without progress: it takes longer than these machines live."
 TABLE: dict[str, tuple[Call, Happening, Decision]] = {
-    "a success": (CALL, Succeeded(b"9"), Finish(b"9")),
-    "an empty value": (CALL, Succeeded(b""), Finish(b"")),
-    "a spilled success": (CALL, Succeeded(Spill(9, "0")), Finish(Spill(9, "0"))),
-    "a success after all budgets": (call(errors=9, deaths=9, preemptions=9), Succeeded(b"9"), Finish(b"9")),
-    "too late": (CALL, Expired(), Finish(None)),
+    "a success": (CALL, Succeeded(b"9"), Finish(State.SUCCEEDED, b"9")),
+    "an empty value": (CALL, Succeeded(b""), Finish(State.SUCCEEDED, b"")),
+    "a spilled success": (CALL, Succeeded(Spill(9, "0")), Finish(State.SUCCEEDED, Spill(9, "0"))),
+    "a success after all budgets": (call(errors=9, deaths=9, preemptions=9), Succeeded(b"9"), Finish(State.SUCCEEDED, b"9")),
+    "cancelled": (CALL, Cancelled(), Finish(State.CANCELLED)),
+    "too late": (CALL, Expired(), Finish(State.EXPIRED)),
     "the first error": (CALL, Raised(FAILURE, retryable=True), Retry(again(errors=1), 10)),
     "the second error": (call(errors=1), Raised(FAILURE, retryable=True), Retry(again(errors=2), 15)),
     "the last error": (call(errors=2), Raised(FAILURE, retryable=True), Bury(FAILURE)),
@@ -150,7 +152,7 @@ def test_the_table_of_decisions(name: str) -> None:
 @given(calls, st.binary(max_size=9) | st.just(Spill(1, "0")), jitters)
 def test_a_success_always_finishes(before: Call, value: bytes | Spill, jitter: float) -> None:
     """Whatever was spent before, a success ends the run with its value."""
-    assert decide(Succeeded(value), before, jitter=jitter) == Finish(value)
+    assert decide(Succeeded(value), before, jitter=jitter) == Finish(State.SUCCEEDED, value)
 
 
 @SAME_EACH_TIME
