@@ -1,7 +1,8 @@
 """Exceptions to records and back: what a caller is told about a run that did not succeed.
 
 A record always has the type, text and traceback as text; the pickled exception only where the codec allows pickles and it
-survives a round trip. Whatever the user's exception does in `str`, `repr` or pickling, a record comes out, of bounded size.
+survives a round trip, and holds no secret that the text is not to show. Whatever the user's exception does in `str`, `repr`
+or pickling, a record comes out, of bounded size.
 
 Next: `handle.py`, which raises what is made here.
 """
@@ -23,7 +24,7 @@ from .errors import (
     WorkerDied,
 )
 from .message import Cause, Failure, Outcome, State
-from .printable import describe, kind, storable
+from .printable import describe, has_secret, kind, redacted, storable
 
 MAX_TYPE_CHARS = 200
 MAX_TRACEBACK_CHARS = 32_000
@@ -65,9 +66,16 @@ def _traceback(exc: BaseException) -> str:
         lines = traceback.format_exception(type(exc), exc, _without_our_frames(exc))
     except Exception as oops:  # noqa: BLE001  # a note or a cause may be any object of the user's
         lines = [f"(its traceback cannot be shown: {type(oops).__name__})\n", *traceback.format_tb(exc.__traceback__)]
-    text = storable("".join(lines))
+    return _cut(storable("".join(lines)))
+
+
+def _cut(text: str) -> str:
+    """`text` without its secrets, and without its middle if it is long."""
+    if len(text) <= MAX_TRACEBACK_CHARS:
+        return redacted(text)
     half = MAX_TRACEBACK_CHARS // 2
-    return text if len(text) <= MAX_TRACEBACK_CHARS else f"{text[:half]}\n… cut …\n{text[-half:]}"
+    # Not all of it is looked through, which may be 100 MB; so the end begins with a whole line, lest it begin amid a secret.
+    return f"{redacted(text[:half])}\n… cut …\n{redacted(text[-half:].partition(chr(10))[2])}"
 
 
 def _without_our_frames(exc: BaseException) -> TracebackType | None:
@@ -80,11 +88,22 @@ def _without_our_frames(exc: BaseException) -> TracebackType | None:
 def _pickled(exc: BaseException, codec: Codec) -> bytes | None:
     try:
         data = codec.dumps(exc).data
-        if len(data) > MAX_EXCEPTION_BYTES or type(codec.loads(data)) is not type(exc):
+        if len(data) > MAX_EXCEPTION_BYTES or _tells(exc, data) or type(codec.loads(data)) is not type(exc):
             return None
     except NotSerializable:
         return None
     return data
+
+
+def _tells(exc: BaseException, data: bytes) -> bool:
+    """Whether a secret would travel in the pickle: as text in it, or in what its arguments and fields look like.
+
+    Rebuilt without it, it would be another exception; so the caller gets TaskFailed, with the text that may be shown.
+    """
+    try:
+        return has_secret(data) or has_secret(f"{exc.args!r} {vars(exc)!r}")
+    except BaseException:  # noqa: BLE001  # repr is user code
+        return False
 
 
 def exception_of(outcome: Outcome) -> BaseException | None:
