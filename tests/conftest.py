@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from azurite import running_azurite
+
+from ai4s.jobq.transports.local import schema
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     wanted = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
     return True
+
+
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are tried again are tried at once."""
+    real_sleep = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: real_sleep(0))
+
+
+@pytest.fixture
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes die here, machines do not: hundreds of places need not be safe from a loss of power."""
+    connect = schema.connect
+
+    def hasty(folder: Path, *, patience_seconds: float) -> sqlite3.Connection:
+        connection = connect(folder, patience_seconds=patience_seconds)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(schema, "connect", hasty)

@@ -29,15 +29,18 @@ from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt, Store, Transport
 from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.local.database import Transaction
-from ai4s.jobq.transports.local.queue import LocalQueue
-from ai4s.jobq.transports.local.store import LocalStore
 from ai4s.jobq.transports.place import LocalPlace
 from ai4s.jobq.worker.attempt import Attempts, Workshop
+from ai4s.jobq.worker.child_process import Serve
 from ai4s.jobq.worker.duties import Duties
-from ai4s.jobq.worker.executors import Ending, Executors
+from ai4s.jobq.worker.executors import Ending, Executors, Work
+from ai4s.jobq.worker.interruptions import Interruptions
 from ai4s.jobq.worker.jobs import Job
 from ai4s.jobq.worker.lease import FIRST_LEASE_SECONDS, LeaseKeeper
+from ai4s.jobq.worker.orders import Orders, Ways
+from ai4s.jobq.worker.poller import Line
 from ai4s.jobq.worker.scratch import Scratch
+from ai4s.jobq.worker.shutdown import Shutdown
 from ai4s.jobq.worker.slots import Slots
 
 TASK = "proj.step"
@@ -129,7 +132,7 @@ class Process:
         self.points, self.world = points, world
         self.alive, self.starting = True, False
         self.lead_seconds = 0.0
-        self.keeper = LeaseKeeper(self.clock)
+        self.keeper = LeaseKeeper(self.clock, asyncio.Event())
 
     def clock(self) -> float:
         """This machine's clock for leases."""
@@ -241,13 +244,13 @@ Snapshot = tuple[dict[str, tuple[str, bytes]], set[str], int]
 class World:
     """One app's storage, as it really is, and what has happened there."""
 
-    def __init__(self, transport: LocalTransport, folder: Path, app: str | None = None) -> None:
+    def __init__(self, transport: Transport, folder: Path, app: str | None = None) -> None:
         self.folder = folder
         self.app = app or f"app-{next(_APPS)}"
         self.ledger = Ledger(transport, self.app, Keyring())
-        self.store = LocalStore(layout.container_name(self.app), transport.database, transport.files)
-        self.queue = LocalQueue(layout.queue_name(self.app, QUEUE), self.app, transport.database, transport.bell)
-        self.transport = transport
+        self.store: Any = transport.store(layout.container_name(self.app))
+        self.queue: Any = transport.queue(layout.queue_name(self.app, QUEUE), app=self.app)
+        self.transport: Any = transport
         self.later_seconds = 0.0
         self.one_at_a_time, self.cold, self.may_forget = True, False, False
         self.calls: dict[str, Call] = {}
@@ -383,16 +386,21 @@ class WorkerProcess(Process):
         self.here = world
         self._task = task
         self.delivery: Delivery | None = None
+        self.serve: Serve | None = None
         ledger = Ledger(ThroughTransport(world.transport, self), world.app, Keyring(), create=False)
         folder = world.folder / f"worker-{next(_APPS)}"
         folder.mkdir()
         slots = Slots({Pool.PROCESS: 2, Pool.ASYNC: 2, Pool.THREAD: 2}, {Pool.PROCESS})
-        duties = Duties("worker", {TASK: Pool.PROCESS} if knows else {}, asyncio.Event())
-        workshop = Workshop(ledger, cast("Executors", self), slots, Scratch(folder, ledger), self.keeper)
+        duties = Duties("worker", {TASK: Pool.PROCESS} if knows else {})
+        interruptions = Interruptions()
+        orders = Orders(ledger, [Line(QUEUE, world.queue)], ways=Ways(interruptions, Shutdown(1)))
+        executors = cast("Executors", self)
+        workshop = Workshop(ledger, executors, slots, Scratch(folder, ledger), self.keeper, interruptions, orders)
         self.ledger, self.attempts = ledger, Attempts(workshop, duties)
 
-    async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
+    async def run(self, work: Work) -> Ending:
         """Stands for the executors: one execution."""
+        job, self.serve = work.job, work.serve
         if self.here.one_at_a_time and self.redelivered:
             name = layout.result(job.call.id, job.call.run)
             assert name not in self.here.seen, "a message that came again runs although its call has ended"

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from .gathering import agather, as_completed, await_, gather, wait
     from .handle import Handle
     from .message import Backoff, State
-    from .running import current
+    from .running import current, preempted
     from .task import Task
 
 _HOMES = {
     "app": ("App",),
-    "running": ("current",),
+    "running": ("current", "preempted"),
     "errors": (
         "AccessDenied",
         "CallCancelled",
@@ -106,6 +106,7 @@ __all__ = [
     "await_",
     "current",
     "gather",
+    "preempted",
     "wait",
 ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import shutil
 import threading
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,11 @@ from .errors import JobQError
 from .handle import Handle
 from .ledger import Ledger
 from .lifecycle import Bury, Decision, Finish, Happening, Raised, Refused, Retry, Succeeded, decide
-from .message import Call, DeadLetter, Outcome, Pool, Spill, State
+from .message import Call, DeadLetter, Form, Outcome, Pool, Spill, State
 from .submission import Order, submit
 from .transports.base import Receipt
-from .worker.execution import Execution, Functions
-from .worker.jobs import Job, Kind, Report
+from .worker.execution import Desk, Execution, Functions
+from .worker.jobs import Answer, Job, Kind, Load, Report, Save
 
 WORKER = "inline"
 
@@ -35,7 +36,8 @@ class Inline:
 
     def __init__(self, app: App, folder: Path) -> None:
         self._client, self._folder = app.client, folder
-        self._execution = Execution(Functions(app.tasks), WORKER)
+        self._kept: dict[int, Form] = {}
+        self._execution = Execution(Functions(app.tasks), Desk(WORKER, self._answer))
         self._numbers = itertools.count(1)
 
     def __call__(self, order: Order) -> Handle[Any]:
@@ -63,6 +65,22 @@ class Inline:
             call = decision.call
         self._client.run(partial(self._end, call, token, decision))
 
+    def _answer(self, request: Save | Load) -> Answer:
+        """Keep a checkpoint beside the file by which it passes, for the next attempt of the same call."""
+        passing = self._checkpoint_path(request.number)
+        kept = passing.with_suffix(".kept")
+        if isinstance(request, Save):
+            self._kept[request.number] = request.form
+            passing.replace(kept)
+            return Answer(request.number, done=True)
+        if request.number not in self._kept:
+            return Answer(request.number, done=False)
+        shutil.copyfile(kept, passing)
+        return Answer(request.number, done=True, form=self._kept[request.number])
+
+    def _checkpoint_path(self, number: int) -> Path:
+        return self._folder / f"{number}.checkpoint"
+
     def _report(self, job: Job) -> Report:
         if job.call.pool is not Pool.ASYNC:
             return self._execution.run(job)
@@ -79,7 +97,8 @@ class Inline:
             await ledger.arguments_to(call, arguments)
         if call.function is not None and not function.exists():
             await ledger.payload_to(call.function, function)
-        return Job(number, call, str(self._folder / f"{number}.out"), str(arguments), str(function))
+        value, checkpoint = str(self._folder / f"{number}.out"), str(self._checkpoint_path(number))
+        return Job(number, call, value, checkpoint, str(arguments), str(function))
 
     async def _happening(self, job: Job, token: str, report: Report, ledger: Ledger) -> Happening:
         if report.kind is Kind.RETURNED:
@@ -105,8 +124,8 @@ class Inline:
             worker=WORKER,
         )
         match decision:
-            case Finish(value):
-                await ledger.commit(replace(outcome, value=value))
+            case Finish(state, value):
+                await ledger.commit(replace(outcome, state=state, value=value))
             case Bury(failure):
                 failed = await ledger.commit(replace(outcome, state=State.FAILED, failure=failure))
                 await ledger.bury(DeadLetter(str(failure.cause), failed, call), call.queue, call.id, call.run)

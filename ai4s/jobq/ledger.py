@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from . import layout, spill
 from .clock import boottime
 from .errors import AccessDenied, AlreadyExists, ConditionFailed, NotFound, ResultGone, Unreachable
-from .message import Call, DeadLetter, KeyRecord, Outcome, Spill
+from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import Keyring
-from .transports.base import MAX_DELAY_SECONDS, Queue, Receipt, Store, Transport
-from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, ROOM_BYTES, Wire
+from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Store, Transport
+from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, MAX_RECORD_BYTES, ROOM_BYTES, Wire
 
 SEND_BUDGET_SECONDS = 30.0
 """How long a send is tried again before its caller is told."""
@@ -67,23 +69,26 @@ class Ledger:
 
     # messages
 
-    async def send(self, call: Call, delay_seconds: float = 0) -> Receipt:
+    async def send(self, call: Call, delay_seconds: float = 0) -> Receipt | None:
         """Put the call's message; its arguments are spilled first if they are too large for it.
 
         A send whose answer was lost is repeated with the mark `resent`, so that the first worker looks whether the run has ended.
+        Returns the message's receipt; None where it may lie there twice, one of which it would not take back.
         """
         queue = await self.queue(call.queue)
         call, text = await self.sealed(call, ROOM_BYTES)
         give_up, wait, maybe_done = boottime() + SEND_BUDGET_SECONDS, 0.1, False
         while True:
             try:
-                return await queue.send(text, delay_seconds=min(delay_seconds, MAX_DELAY_SECONDS))
+                receipt = await queue.send(text, delay_seconds=min(delay_seconds, MAX_DELAY_SECONDS))
             except Unreachable as exc:
                 maybe_done = maybe_done or exc.maybe_done
                 if boottime() + wait > give_up:
                     raise Unreachable(str(exc), maybe_done=maybe_done) from exc
                 if exc.maybe_done and not call.resent:
                     call, text = await self.sealed(replace(call, resent=True), ROOM_BYTES)
+            else:
+                return None if maybe_done else receipt
             await asyncio.sleep(wait * (0.5 + random.random() / 2))
             wait = min(2 * wait, 5)
 
@@ -106,13 +111,19 @@ class Ledger:
 
     # outcomes
 
-    async def outcome(self, call: str, run: int) -> Outcome | None:
-        """The outcome of a run, or None if it has not ended; raises ResultGone if it was forgotten."""
+    async def record(self, name: str) -> Blob | None:
+        """The blob of a record; None if there is none. Of what cannot be a record, no more is read than one could have."""
         try:
-            blob = await (await self.store()).get(layout.result(call, run))
+            return await (await self.store()).get(name, length=MAX_RECORD_BYTES)
         except NotFound:
             return None
-        if blob is None or not blob.data:
+
+    async def outcome(self, call: str, run: int) -> Outcome | None:
+        """The outcome of a run, or None if it has not ended; raises ResultGone if it was forgotten."""
+        blob = await self.record(layout.result(call, run))
+        if blob is None:
+            return None
+        if not blob.data:
             raise ResultGone(f"The outcome of call {call} was forgotten.", call_id=call)
         return self.wire.unseal_outcome(blob.data, call, run)
 
@@ -123,7 +134,9 @@ class Ledger:
         """
         store, name = await self.store(), layout.result(outcome.call, outcome.run)
         try:
-            await store.put(name, self.wire.seal_outcome(outcome), if_absent=True)
+            # What `gc` must know of an outcome, so that a listing tells it.
+            metadata = {"state": str(outcome.state), **({"queue": outcome.queue} if outcome.queue else {})}
+            await store.put(name, self.wire.seal_outcome(outcome), metadata=metadata, if_absent=True)
         except AlreadyExists:
             standing = await self.outcome(outcome.call, outcome.run)
             # Nobody deletes an outcome: gone between the two requests means that its container was removed by hand.
@@ -142,11 +155,31 @@ class Ledger:
             return data
         return await self._spill(layout.value(call, token), data)
 
+    # checkpoints
+
+    async def keep_checkpoint(self, call: str, token: str, number: int, path: Path) -> Spill:
+        """Upload an attempt's checkpoint, which no message names yet."""
+        return await self._spill(layout.checkpoint(call, token, number), path)
+
+    async def checkpoint_to(self, call: str, checkpoint: Checkpoint, path: Path) -> None:
+        """A checkpoint, to a file; raises Malformed if it is missing or not what the message says."""
+        name = layout.checkpoint(call, checkpoint.token, checkpoint.number)
+        async with self._streams:
+            await spill.fetch_to(await self.store(), name, checkpoint.spill, path)
+
+    async def drop_checkpoint(self, call: str, checkpoint: Checkpoint) -> None:
+        """Remove a checkpoint, if it is there."""
+        await _delete_if_there(await self.store(), layout.checkpoint(call, checkpoint.token, checkpoint.number))
+
+    # forgetting
+
     async def forget(self, call: str, run: int) -> None:
         """Replace the outcome by a tombstone and remove what was spilled for the call."""
         store = await self.store()
         await store.put(layout.result(call, run), b"")
-        names = [layout.arguments(call), layout.key(call), *[info.name async for info in store.list(layout.values(call))]]
+        spilled = (layout.values(call), layout.checkpoints(call))
+        names = [layout.arguments(call), layout.key(call)]
+        names += [info.name for prefix in spilled async for info in store.list(prefix)]
         for name in names:
             await _delete_if_there(store, name)
 
@@ -166,17 +199,60 @@ class Ledger:
         """The record of a key, made with these arguments if there is none yet."""
         store, name = await self.store(), layout.key(call)
         mine = KeyRecord(arguments_sha256)
-        try:
-            await store.put(name, self.wire.seal(mine, name), if_absent=True)
-        except AlreadyExists:
-            blob = await store.get(name)
-            return self.wire.unseal(KeyRecord, blob.data, name) if blob else mine
-        return mine
+        condition: dict[str, Any] = {"if_absent": True}
+        while True:
+            try:
+                await store.put(name, self.wire.seal(mine, name), **condition)
+                return mine
+            except (AlreadyExists, ConditionFailed):
+                standing = await self.record(name)
+            if standing is not None and standing.data:
+                return self.wire.unseal(KeyRecord, standing.data, name)
+            condition = {"if_match": standing.info.etag} if standing else {"if_absent": True}
+            if standing is not None:
+                await self._remove_former_life(call, standing.info.etag)
+
+    async def _remove_former_life(self, call: str, tombstone: str) -> None:
+        """What `gc` was about to remove, and may have died over, as long as the key's tombstone is still this one.
+
+        While it stands nobody sends the call; so what was found before it was looked at again is not of a later life.
+        """
+        store = await self.store()
+        prefixes = (layout.result(call, 1), layout.arguments(call), layout.retries(call))
+        found = [info for prefix in prefixes async for info in store.list(prefix, with_metadata=True)]
+        standing = await self.record(layout.key(call))
+        if standing is not None and standing.info.etag == tombstone:
+            for info in found:
+                await remove_if_unchanged(store, info)
 
     async def mark_key_sent(self, call: str, arguments_sha256: str) -> None:
         """Note that the key's message is surely on the queue."""
         name = layout.key(call)
         await (await self.store()).put(name, self.wire.seal(KeyRecord(arguments_sha256, sent=True), name))
+
+    # control
+
+    async def control(self, queue: str, *, if_none_match: str | None = None) -> tuple[Control, str] | None:
+        """What the workers of a queue are told, and its etag; None if there is nothing, or nothing new since that etag."""
+        name = layout.control(queue)
+        try:
+            blob = await (await self.store()).get(name, length=MAX_RECORD_BYTES, if_none_match=if_none_match)
+        except NotFound:
+            return None
+        return None if blob is None else (self.wire.unseal(Control, blob.data, name), blob.info.etag)
+
+    async def change_control(self, queue: str, change: Callable[[Control], Control]) -> Control:
+        """Tell the workers of a queue something else; two changes at a time both take effect, in some order."""
+        store, name = await self.store(), layout.control(queue)
+        while True:
+            found = await self.control(queue)
+            changed = change(found[0] if found else Control())
+            condition: dict[str, Any] = {"if_match": found[1]} if found else {"if_absent": True}
+            try:
+                await store.put(name, self.wire.seal(changed, name), **condition)
+            except (AlreadyExists, ConditionFailed):
+                continue  # somebody else was faster, or this was done and its answer lost: a change may be made twice
+            return changed
 
     # payloads
 
@@ -218,6 +294,15 @@ async def _create(made: Queue | Store) -> None:
             raise
         with suppress(AccessDenied):
             await made.check()
+
+
+async def remove_if_unchanged(store: Store, info: BlobInfo) -> bool:
+    """Remove a blob unless it is another now, or gone: then False."""
+    try:
+        await store.delete(info.name, if_match=info.etag)
+    except (NotFound, ConditionFailed):
+        return False
+    return True
 
 
 async def _delete_if_there(store: Store, name: str) -> None:

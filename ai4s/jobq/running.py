@@ -8,12 +8,14 @@ Next: `worker/execution.py`, which sets it.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from .checkpointing import Checkpointing
 from .errors import JobQError, WouldDeadlock
 
 
@@ -31,6 +33,14 @@ class RunningCall:
     deadline: float | None = None
 
     @property
+    def checkpoint(self) -> Checkpointing:
+        """What this call keeps for its next attempt; raises JobQError outside its task."""
+        found = _RUNNING.get()
+        if found is None or found.call.id != self.id or found.support is None:
+            raise JobQError("Checkpoints are there only inside the running task.")
+        return found.support.checkpoint
+
+    @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry the call's id, run, attempt and worker, as attributes and before the text."""
         fields = {"call_id": self.id, "run": self.run, "attempt": self.attempt, "task": self.task, "worker": self.worker}
@@ -44,12 +54,26 @@ class _CallLogger(logging.LoggerAdapter[logging.Logger]):
         return f"[{fields['call_id']} attempt {fields['attempt']}] {msg}", kwargs
 
 
-_RUNNING: ContextVar[RunningCall | None] = ContextVar("jobq_running_call", default=None)
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What a worker holds ready for a running call: its checkpoints, and an event that is set while the worker is about to end."""
+
+    checkpoint: Checkpointing
+    preemption: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    call: RunningCall
+    support: Support | None
+
+
+_RUNNING: ContextVar[_Running | None] = ContextVar("jobq_running_call", default=None)
 
 
 def current() -> RunningCall:
     """The call that this code runs for; raises JobQError outside a task."""
-    call = _RUNNING.get()
+    call = current_or_none()
     if call is None:
         raise JobQError("jobq.current() works only inside a running task.")
     return call
@@ -57,7 +81,22 @@ def current() -> RunningCall:
 
 def current_or_none() -> RunningCall | None:
     """The call that this code runs for, or None outside a task."""
-    return _RUNNING.get()
+    found = _RUNNING.get()
+    return found.call if found else None
+
+
+def preempted() -> bool:
+    """Whether the worker that runs this call is about to end: its machine goes, its time is up, or it was told to.
+
+    A task that hears so has some seconds, most of the worker's grace period, to save a checkpoint and `raise Retry()`: then the
+    call goes back at once, uncharged. What does neither is stopped, and goes back uncharged as well. May turn false again,
+    where a notice is withdrawn. Outside a task, and in one that was called directly, it is False:
+
+    >>> preempted()
+    False
+    """
+    found = _RUNNING.get()
+    return found is not None and found.support is not None and found.support.preemption.is_set()
 
 
 _IMPORTING: ContextVar[str | None] = ContextVar("jobq_importing", default=None)
@@ -79,9 +118,9 @@ def being_imported() -> str | None:
 
 
 @contextmanager
-def running(call: RunningCall) -> Iterator[None]:
+def running(call: RunningCall, support: Support | None = None) -> Iterator[None]:
     """Make `call` the current one."""
-    token = _RUNNING.set(call)
+    token = _RUNNING.set(_Running(call, support))
     try:
         yield
     finally:
@@ -90,7 +129,7 @@ def running(call: RunningCall) -> Iterator[None]:
 
 def refuse_to_wait(call_id: str) -> None:
     """Raise WouldDeadlock inside a task, and while a worker imports the module."""
-    call, imported = _RUNNING.get(), _IMPORTING.get()
+    call, imported = current_or_none(), _IMPORTING.get()
     if imported is not None:
         raise WouldDeadlock(
             f"{imported} waits for call {call_id} while a worker imports it, which is before any call can run. "

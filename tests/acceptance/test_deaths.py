@@ -391,3 +391,25 @@ def test_what_a_task_started_dies_with_a_killed_worker(own: Project, name: str) 
     assert alive(pid)
     own.workers[0].kill()
     until(lambda: not alive(pid), 10, "the end of the grandchild")
+
+
+def test_a_blocked_loop_times_out_nobody_but_who_blocks_it(new: NewProject) -> None:
+    """A call that came to a blocked loop never had a chance: it runs alone next, and only the blocker is charged."""
+    project = new("""
+        @app.task(timeout=1)
+        async def block():
+            note("blocking", current().attempt)
+            time.sleep(1000)
+
+        @app.task(timeout=1)
+        async def innocent():
+            await asyncio.sleep(0.1)
+            return current().attempt
+    """)
+    project.worker("--concurrency", "1")
+    blocker = project.task("block").delay()
+    until(lambda: project.lines("blocking"))
+    assert project.task("innocent").delay().result(60) == 1
+    with pytest.raises(CallTimedOut):
+        blocker.result(60)
+    assert project.lines("blocking") == ["1", "1"]

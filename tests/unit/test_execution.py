@@ -23,8 +23,8 @@ from ai4s.jobq.message import Call, Cause, Failure, Outcome, Pool, Spill, State
 from ai4s.jobq.payload import function_payload
 from ai4s.jobq.retry import RetryPolicy
 from ai4s.jobq.running import RunningCall, current, current_or_none
-from ai4s.jobq.worker.execution import Execution, Functions
-from ai4s.jobq.worker.jobs import LENGTH_BYTES, MAX_INLINE_BYTES, Job, Kind, Report, from_body, to_frame
+from ai4s.jobq.worker.execution import Desk, Execution, Functions
+from ai4s.jobq.worker.jobs import LENGTH_BYTES, MAX_INLINE_BYTES, Answer, Job, Kind, Load, Report, Save, from_body, to_frame
 
 APP = App("proj")
 CLOUDPICKLE, MSGPACK = codec_named("cloudpickle"), codec_named("msgpack")
@@ -151,12 +151,16 @@ def job(function: Any, *args: object, folder: Path | None = None, **kwargs: obje
         pool=function.declared.pool,
         arguments=function.declared.codec.dumps((args, kwargs)).data,
     )
-    return Job(3, call, str((folder or Path("/nonexistent")) / "3.out"))
+    return Job(3, call, *(str((folder or Path("/nonexistent")) / name) for name in ("3.out", "3.checkpoint")))
+
+
+def _unasked(request: Save | Load) -> Answer:
+    raise AssertionError(f"nobody saves anything here, and yet: {request}")
 
 
 def execution() -> Execution:
     """An execution with the tasks of this module."""
-    return Execution(Functions(APP.tasks), "w1")
+    return Execution(Functions(APP.tasks), Desk("w1", _unasked))
 
 
 def ran(what: Job) -> Report:
@@ -316,7 +320,7 @@ def by_value(function: Any, folder: Path, policy: RetryPolicy = RetryPolicy()) -
     data = function_payload(function, policy)
     (path := folder / sha256_of(data)).write_bytes(data)
     call = replace(CALL, function=sha256_of(data), task="__main__.f@x", arguments=CLOUDPICKLE.dumps(((2,), {})).data)
-    return Job(3, call, str(folder / "3.out"), function_path=str(path))
+    return Job(3, call, str(folder / "3.out"), str(folder / "3.checkpoint"), function_path=str(path))
 
 
 def test_a_function_by_value_is_unpickled_once(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ messages = st.one_of(
         number=counts,
         call=calls,
         value_path=texts,
+        checkpoint_path=texts,
         arguments_path=st.none() | texts,
         function_path=st.none() | texts,
     ),
@@ -123,7 +124,7 @@ def test_large_inline_values_come_over() -> None:
 
 def test_a_job_says_only_what_it_has_to() -> None:
     """Fields at their defaults cost no bytes: a small call makes a small frame."""
-    assert len(to_frame(Job(1, CALL, "/tmp/x/1.out"))) < 200
+    assert len(to_frame(Job(1, CALL, "/tmp/x/1.out", "/tmp/x/1.checkpoint"))) < 200
 
 
 FRAMES = {

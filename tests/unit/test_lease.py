@@ -16,9 +16,9 @@ import pytest
 
 from ai4s.jobq.errors import AccessDenied, LeaseLost, NotFound, TransportError, Unreachable
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt
-from ai4s.jobq.worker import settlement
+from ai4s.jobq.worker import lease as lease_module
 from ai4s.jobq.worker.lease import FIRST_LEASE_SECONDS, LONGEST_LEASE_SECONDS, Lease, LeaseKeeper
-from ai4s.jobq.worker.settlement import patiently, releasing
+from ai4s.jobq.worker.settlement import releasing
 
 START = 1_000_000.0
 
@@ -87,15 +87,15 @@ class World:
     """A clock, a queue, and the lease on its message."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock, self.over = Clock(), asyncio.Event()
         self.queue = OneMessageQueue(self.clock)
-        self.keeper = LeaseKeeper(self.clock)
+        self.keeper = LeaseKeeper(self.clock, self.over)
         self.delivery = Delivery(Receipt("m", "0"), "body", 1, START, START, received_at=START)
         self.lease = self.new_lease()
 
     def new_lease(self) -> Lease:
         """A lease that begins with the delivery."""
-        return Lease(self.as_queue, self.delivery, self.clock)
+        return Lease(self.as_queue, self.delivery, self.clock, self.over)
 
     @property
     def as_queue(self) -> Queue:
@@ -116,7 +116,7 @@ def world() -> World:
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are tried again are tried at once."""
-    monkeypatch.setattr(settlement, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(lease_module, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 @asynccontextmanager
@@ -335,7 +335,7 @@ async def test_a_late_delete_is_made_nevertheless(world: World) -> None:
 async def test_a_delete_that_failed_is_tried_again(error: type[TransportError], world: World) -> None:
     """While the lease is held, a fault on the last request costs a pause and not a redelivery."""
     world.queue.faults.extend([error(), error()])
-    await patiently(world.lease, world.lease.delete)
+    await world.lease.patiently(world.lease.delete)
     assert world.queue.gone
     assert world.queue.whats == ["delete"] * 3
     assert not world.lease.held
@@ -345,12 +345,12 @@ async def test_a_delete_that_failed_is_tried_again(error: type[TransportError], 
 async def test_a_settlement_that_failed_is_tried_again_while_the_lease_is_held(error: type[TransportError], world: World) -> None:
     """And given up when it is over, with the fault as the reason."""
     world.queue.faults.extend([error(), error()])
-    await patiently(world.lease, lambda: world.lease.settle(releasing(3)))
+    await world.lease.patiently(lambda: world.lease.settle(releasing(3)))
     assert world.queue.whats == ["release"] * 3
     late = world.new_lease()
     world.after(FIRST_LEASE_SECONDS)
     with pytest.raises(LeaseLost):
-        await patiently(late, lambda: late.settle(releasing(3)))
+        await late.patiently(lambda: late.settle(releasing(3)))
 
 
 async def test_a_step_is_given_up_once_the_lease_is_over(world: World) -> None:
@@ -361,7 +361,7 @@ async def test_a_step_is_given_up_once_the_lease_is_over(world: World) -> None:
         raise Unreachable
 
     with pytest.raises(Unreachable):
-        await patiently(world.lease, step)
+        await world.lease.patiently(step)
     assert world.clock.now == START + 50
 
 

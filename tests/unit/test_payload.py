@@ -314,8 +314,10 @@ async def test_a_worker_fetches_a_payload_once(tmp_path: Path) -> None:
 def test_the_files_of_a_job_go_with_it(tmp_path: Path) -> None:
     """Each job has a number and files of its own, which are removed however it ends."""
     scratch = Scratch(tmp_path, Ledger(NoTransport(), "proj", Keyring()))
-    with scratch.job_files() as (one, _, value), scratch.job_files() as (other, arguments, _):
-        assert one != other
-        value.write_text("value")
-        arguments.write_text("arguments")
+    with scratch.job_files() as one, scratch.job_files() as other:
+        assert one.number != other.number
+        one.value.write_text("value")
+        one.checkpoint.write_text("checkpoint")
+        other.arguments.write_text("arguments")
+        assert len(list(tmp_path.iterdir())) == 3
     assert list(tmp_path.iterdir()) == []

@@ -332,7 +332,7 @@ async def test_a_cancelled_rest_leaves_nobody_idling(world: Callable[..., World]
 # Faults.
 
 
-@pytest.mark.parametrize(("error", "longest"), [(Unreachable, 10), (AccessDenied, 30), (NotFound, 30), (PlaceTaken, 30)])
+@pytest.mark.parametrize(("error", "longest"), [(Unreachable, 5), (AccessDenied, 30), (NotFound, 30), (PlaceTaken, 30)])
 async def test_a_queue_in_trouble_is_asked_ever_more_rarely_and_said_once(
     error: type[TransportError], longest: float, world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,18 +15,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..clock import boottime
 from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, SignatureInvalid, Unfit, Unreachable
 from ..ledger import Ledger
-from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Raised, Retry, Succeeded, decide
+from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Raised, Retry, Succeeded, decide
 from ..message import Cause, Failure
+from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
+from .checkpoints import Checkpoints
 from .duties import Duties
-from .executors import Ending, Executors
+from .executors import Ending, Executors, Work
+from .interruptions import Interruptions
 from .jobs import Kind, Report
 from .lease import Lease, LeaseKeeper
-from .scratch import Scratch
-from .settlement import Attempt, Settlement, patiently, refused, told
+from .orders import Orders
+from .scratch import JobFiles, Scratch
+from .settlement import Attempt, Settlement, refused, told
 from .slots import Closed, Slots
 
 log = logging.getLogger("ai4s.jobq.worker")
@@ -47,6 +50,8 @@ class Workshop:
     slots: Slots
     scratch: Scratch
     leases: LeaseKeeper
+    interruptions: Interruptions
+    orders: Orders
 
 
 class Attempts:
@@ -55,7 +60,8 @@ class Attempts:
     def __init__(self, workshop: Workshop, duties: Duties) -> None:
         self._ledger, self._executors, self._slots = workshop.ledger, workshop.executors, workshop.slots
         self._scratch, self._leases, self._duties = workshop.scratch, workshop.leases, duties
-        self._settlement = Settlement(workshop.ledger, duties.worker)
+        self._interruptions, self._orders = workshop.interruptions, workshop.orders
+        self._settlement = Settlement(workshop.ledger, duties.worker, workshop.leases.clock)
         self.counts = self._settlement.counts
 
     async def run(self, queue: Queue, queue_name: str, delivery: Delivery) -> None:
@@ -74,7 +80,10 @@ class Attempts:
             )
         except (Unreachable, AccessDenied) as exc:
             self.counts.lost += 1
-            log.error("Message %s could not be settled in time and will be delivered again: %s", delivery.receipt.message_id, exc)
+            told_last = printable(str(exc))
+            log.error(
+                "Message %s could not be settled in time and will be delivered again: %s", delivery.receipt.message_id, told_last
+            )
 
     # unseal
 
@@ -129,47 +138,53 @@ class Attempts:
     # execute
 
     async def _execute(self, attempt: Attempt) -> None:
-        call = attempt.call
         try:
-            async with self._slots.take(call.pool):
+            async with self._slots.take(attempt.call.pool):
                 # Not before: a copy of the message may have been worked on while this one waited for the slot.
-                if attempt.redelivered and await self._settlement.ended_before(attempt):
+                if self._may_have_ended(attempt) and await self._settlement.ended_before(attempt):
                     return
                 with self._scratch.job_files() as files:
-                    began = boottime()
-                    happening = await self._outcome_of(attempt, *files)
+                    began = self._leases.clock()
+                    checkpoints = Checkpoints(self._ledger, attempt, files.checkpoint)
+                    happening = await self._outcome_of(attempt, files, checkpoints)
+                    attempt = replace(attempt, call=checkpoints.call)
                     # Settling needs the value's file, and holds the slot: what is not durable is not done.
                     await self._settlement.settle(attempt, happening, ran_from=began)
         except Closed:
             await self._settlement.release(attempt, 0)
 
+    def _may_have_ended(self, attempt: Attempt) -> bool:
+        """Whether it pays to look: after a redelivery, and for calls that were sent before somebody cancelled one."""
+        return attempt.redelivered or self._orders.may_be_cancelled(attempt.call)
+
     async def _mark(self, attempt: Attempt) -> None:
         """Note in the message that an attempt begins, so that one that never settles is known to have died."""
         _, text = await self._ledger.sealed(replace(attempt.call, mark=attempt.token))
         try:
-            await patiently(attempt.lease, lambda: attempt.lease.renew(text))
+            await attempt.lease.patiently(lambda: attempt.lease.renew(text))
         except LeaseLost:
             # Lost before its time: most likely only the answer was, and the mark is there. Left behind it would count
             # as a death though nothing had run; so go on, as under any lost lease: a success may still count.
             if not attempt.lease.in_time:
                 raise
 
-    async def _outcome_of(self, attempt: Attempt, number: int, arguments: Path, value: Path) -> Happening:
+    async def _outcome_of(self, attempt: Attempt, files: JobFiles, checkpoints: Checkpoints) -> Happening:
         call = attempt.call
         try:
-            job = await patiently(attempt.lease, lambda: self._scratch.job(call, number, arguments, value))
-            shipped = [str(await patiently(attempt.lease, partial(self._scratch.payload, sha256))) for sha256 in call.ship]
+            job = await attempt.lease.patiently(lambda: self._scratch.job(call, files))
+            shipped = [str(await attempt.lease.patiently(partial(self._scratch.payload, sha256))) for sha256 in call.ship]
         except MessageError as exc:
             return Raised(Failure(Cause.REFUSED, type(exc).__name__, str(exc)), retryable=False)
         except OSError as exc:
-            log.error("Call %s goes back, since the worker's scratch folder failed: %s", call.id, exc)
+            log.error("Call %s goes back, since the worker's scratch folder failed: %s", call.id, printable(str(exc)))
             self.counts.hindered += 1
             return Hindered()
         if attempt.redelivered:
             # As late as can be: what fails before is the storage's fault, and must not look like a death.
             await self._mark(attempt)
-        ending = await self._executors.run(job, tuple(shipped), self._duties.leaving)
-        return await self._as_happening(attempt, ending, value)
+        with self._interruptions.watched(call) as stop:
+            ending = await self._executors.run(Work(job, tuple(shipped), stop, checkpoints.serve))
+        return await self._as_happening(attempt, ending, files.value)
 
     async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
         if isinstance(ending, Report) and ending.kind is Kind.HINDERED and ending.failure is not None:
@@ -182,10 +197,12 @@ class Attempts:
         if ending.kind is Kind.RETURNED:
             data = value if ending.value is None else ending.value
             try:
-                kept = await patiently(attempt.lease, lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
+                kept = await attempt.lease.patiently(lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
             except OSError as exc:  # charged, since the task has run, and may have made its own file unreadable
                 return Died(Failure(Cause.DIED, type(exc).__name__, f"Its value could not be read from the scratch folder: {exc}"))
             return Succeeded(kept)
+        if ending.kind is Kind.GIVEN_BACK:
+            return Preempted()
         assert ending.failure is not None
         if ending.kind is Kind.UNFIT:
             return refused(attempt.delivery, ending.failure.message)

@@ -18,13 +18,15 @@ import socket
 import sys
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..message import Pool
-from .execution import Execution, Functions
-from .jobs import LENGTH_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
+from ..printable import redacted
+from .execution import Desk, Execution, Functions
+from .jobs import LENGTH_BYTES, Answer, Cancel, ChildSetup, Job, Load, Notice, Ready, Report, Save, from_body, to_frame
 from .registry import load, ready
 
 PR_SET_PDEATHSIG = 1
@@ -39,6 +41,7 @@ class Channel:
         self._connection = connection
         self._file = connection.makefile("rb")
         self._lock = threading.Lock()
+        self._asked: dict[int, Future[Answer]] = {}
 
     def receive(self) -> Any:
         """The next message, or None at the end."""
@@ -46,14 +49,24 @@ class Channel:
         body = self._file.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
         return from_body(body) if body else None
 
-    def send(self, message: Ready | Report) -> None:
+    def send(self, message: Ready | Report | Save | Load) -> None:
         """Send one message."""
         with self._lock:
             self._connection.sendall(to_frame(message))
 
+    def ask(self, request: Save | Load) -> Answer:
+        """Send a job's request and wait for its answer; each job has one at a time."""
+        answer = self._asked[request.number] = Future()
+        self.send(request)
+        return answer.result()
 
-def main(descriptor: int, watched: int) -> None:
-    """Serve the supervisor at the other end of this socket until it says no more."""
+    def answered(self, answer: Answer) -> None:
+        """Hand an answer to who asked."""
+        self._asked.pop(answer.number).set_result(answer)
+
+
+def main(descriptor: int, watched: int) -> Channel:
+    """Serve the supervisor at the other end of this socket until it says no more; returns what was still open then."""
     os.set_inheritable(descriptor, False)  # what a task starts must not hold the supervisor's line open
     connection = socket.socket(fileno=descriptor)
     _die_with_parent()
@@ -66,20 +79,23 @@ def main(descriptor: int, watched: int) -> None:
         channel.send(ready(client, tasks))
     except ConfigurationError as exc:
         channel.send(Ready(problem=str(exc)))
-        return
+        return channel
     except BaseException as exc:  # noqa: BLE001  # user code runs while its module is imported
         channel.send(Ready(problem=_import_problem(setup, exc)))
-        return
-    execution = Execution(Functions(tasks), setup.worker)
+        return channel
+    execution = Execution(Functions(tasks), Desk(setup.worker, channel.ask))
     if setup.pool is Pool.PROCESS:
         _serve_jobs(channel, execution)
     else:
         asyncio.run(_serve_loop(channel, execution, setup.capacity))
+    return channel
 
 
 def _import_problem(setup: ChildSetup, exc: BaseException) -> str:
     text = "".join(traceback.format_exception(exc, limit=-5)).strip()
-    return f"{setup.target or ', '.join(setup.modules)}: the module raised {type(exc).__name__} when it was imported.\n{text}"
+    return redacted(
+        f"{setup.target or ', '.join(setup.modules)}: the module raised {type(exc).__name__} when it was imported.\n{text}"
+    )
 
 
 def _die_with_parent() -> None:
@@ -111,7 +127,8 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
     """Run jobs one after the other on the main thread, where signals and most libraries want to be."""
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=_read_jobs, args=(channel, jobs, busy), name="jobq-reader", daemon=True).start()
+    reading = partial(_read_jobs, channel, execution, jobs, busy)
+    threading.Thread(target=reading, name="jobq-reader", daemon=True).start()
     process = os.getpid()
     while (job := jobs.get()) is not None:
         report = execution.run(job)
@@ -122,14 +139,25 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
         channel.send(report)
 
 
-def _read_jobs(channel: Channel, jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:
-    while isinstance(message := channel.receive(), Job):
-        busy.set()
-        jobs.put(message)
+def _read_jobs(channel: Channel, execution: Execution, jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:
+    while (message := channel.receive()) is not None:
+        if isinstance(message, Job):
+            busy.set()
+            jobs.put(message)
+        else:
+            _take(message, channel, execution)
     if busy.is_set():
         # Nobody is left to take the report; what the task started goes with it.
         os.killpg(0, signal.SIGKILL)
     jobs.put(None)
+
+
+def _take(message: Notice | Answer, channel: Channel, execution: Execution) -> None:
+    """What is not for one loop or main thread to do."""
+    if isinstance(message, Notice):
+        execution.notice(message)
+    else:
+        channel.answered(message)
 
 
 async def _serve_loop(channel: Channel, execution: Execution, capacity: int) -> None:
@@ -144,7 +172,10 @@ async def _serve_loop(channel: Channel, execution: Execution, capacity: int) -> 
 
 def _read_for_loop(channel: Channel, loop: asyncio.AbstractEventLoop, server: _LoopServer, ended: asyncio.Event) -> None:
     while (message := channel.receive()) is not None:
-        loop.call_soon_threadsafe(server.take, message)
+        if isinstance(message, Job | Cancel):
+            loop.call_soon_threadsafe(server.take, message)
+        else:
+            _take(message, channel, server.execution)
     loop.call_soon_threadsafe(ended.set)
 
 
@@ -153,7 +184,7 @@ class _LoopServer:
 
     def __init__(self, channel: Channel, execution: Execution, threads: ThreadPoolExecutor) -> None:
         self.running: dict[int, asyncio.Task[None]] = {}
-        self._channel, self._execution, self._threads = channel, execution, threads
+        self._channel, self.execution, self._threads = channel, execution, threads
 
     def take(self, message: Job | Cancel) -> None:
         """Begin a job, or cancel one."""
@@ -166,9 +197,9 @@ class _LoopServer:
         try:
             if job.call.pool is Pool.THREAD:
                 loop = asyncio.get_running_loop()
-                report = await loop.run_in_executor(self._threads, self._execution.run, job)
+                report = await loop.run_in_executor(self._threads, self.execution.run, job)
             else:
-                report = await self._execution.arun(job)
+                report = await self.execution.arun(job)
             self._channel.send(report)
         except BaseException:  # noqa: BLE001  # a job without a report would be waited for, for ever
             traceback.print_exc()
@@ -178,4 +209,5 @@ class _LoopServer:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    # Open until the interpreter ends, resources' ends included: what closes it looks dead, and is killed a second later.
+    kept_open = main(int(sys.argv[1]), int(sys.argv[2]))

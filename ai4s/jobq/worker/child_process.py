@@ -14,10 +14,29 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from ..errors import Malformed
-from .jobs import LENGTH_BYTES, MAX_FRAME_BYTES, Cancel, ChildSetup, Job, Ready, Report, from_body, to_frame
+from .jobs import (
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
+    Answer,
+    Cancel,
+    ChildSetup,
+    Frame,
+    Job,
+    Load,
+    Notice,
+    Ready,
+    Report,
+    Save,
+    from_body,
+    to_frame,
+)
+from .memory import held_bytes, kernel_kills
+from .shutdown import cancel_and_wait
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -36,15 +55,30 @@ class ChildDied(Exception):
         self.on_purpose, self.jobs = on_purpose, jobs
 
 
+Serve = Callable[[Save | Load], Awaitable[Answer]]
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job in a child: its report to come, who serves its requests, and the one that is being served."""
+
+    report: asyncio.Future[Report]
+    serve: Serve
+    serving: asyncio.Task[None] | None = None
+
+
 class Child:
     """One running child; made ready by `start`."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, setup: ChildSetup) -> None:
         self.setup = setup
         self.load = 0  # jobs that its owner has promised to it
-        self._jobs: dict[int, asyncio.Future[Report]] = {}
+        self.begun = 0  # jobs that it has ever been given
+        self._jobs: dict[int, _Running] = {}
         self._process, self._reader, self._writer = process, reader, writer
         self._killed = False
+        self._condemned: str | None = None
+        self._kernel_kills = kernel_kills()
         self._lifeline: int | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -88,22 +122,42 @@ class Child:
         """Whether it can still be given jobs."""
         return self._serving is not None and not self._serving.done() and not self._killed
 
-    async def run(self, job: Job) -> Report:
-        """Have a job run; raises ChildDied if the process ends first. Cancelling this leaves the job running."""
-        future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-        self._jobs[job.number] = future
+    async def run(self, job: Job, serve: Serve) -> Report:
+        """Have a job run, and its requests served; raises ChildDied if the process ends first.
+
+        Cancelling this leaves the job running.
+        """
+        running = _Running(asyncio.get_running_loop().create_future(), serve)
+        self._jobs[job.number] = running
+        self.begun += 1
         try:
             if not self.alive:
                 raise ChildDied("it had ended before", on_purpose=True, jobs=1)
             self._writer.write(to_frame(job))
-            return await future
+            return await running.report
         finally:
             self._jobs.pop(job.number, None)
+            if running.serving is not None:
+                await cancel_and_wait(running.serving)
+
+    def tell(self, notice: Notice) -> None:
+        """Have its jobs know whether the worker is about to end."""
+        if self.alive:
+            self._writer.write(to_frame(notice))
 
     def cancel(self, job: Job) -> None:
         """Ask a child with an event loop to cancel a job."""
         if self.alive:
             self._writer.write(to_frame(Cancel(job.number)))
+
+    def held_bytes(self, *, with_descendants: bool) -> int:
+        """The memory that it holds."""
+        return held_bytes(self._process.pid, with_descendants=with_descendants)
+
+    def condemn(self, cause: str) -> None:
+        """End it at once, as a death of what it runs, with this cause."""
+        self._condemned = cause
+        self._signal(signal.SIGKILL)
 
     async def retire(self) -> None:
         """End a child without jobs in good order: it closes its resources; one that takes too long is killed."""
@@ -113,12 +167,12 @@ class Child:
                 await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
         await self.kill()
 
-    async def kill(self) -> None:
+    async def kill(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """End the whole process group: SIGTERM, and SIGKILL for what is left after the grace period."""
         self._killed = True
         self._signal(signal.SIGTERM)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+            await asyncio.wait_for(self._process.wait(), grace_seconds)
         # Also when the leader went in time: what it started may not have.
         self._signal(signal.SIGKILL)
         await self._process.wait()
@@ -154,25 +208,36 @@ class Child:
         self._signal(signal.SIGKILL)
         await ending
         died = ChildDied(self._cause(), on_purpose=self._killed, jobs=len(self._jobs))
-        for future in self._jobs.values():
-            if not future.done():
-                future.set_exception(died)
+        for running in self._jobs.values():
+            if not running.report.done():
+                running.report.set_exception(died)
         self._let_go()
 
     async def _read(self) -> None:
         try:
             while True:
-                message = await self._receive()
-                assert isinstance(message, Report)
-                future = self._jobs.get(message.number)
-                if future is not None and not future.done():
-                    future.set_result(message)
+                self._take(await self._receive())
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except Exception:  # whatever it said, it cannot be trusted to say more
             log.exception("A child process said something that makes no sense; it is ended.")
 
-    async def _receive(self) -> object:
+    def _take(self, message: Frame) -> None:
+        assert isinstance(message, Report | Save | Load)
+        running = self._jobs.get(message.number)
+        if running is None or running.report.done():
+            return
+        if isinstance(message, Report):
+            running.report.set_result(message)
+        else:
+            running.serving = asyncio.create_task(self._serve_request(running.serve, message))
+
+    async def _serve_request(self, serve: Serve, request: Save | Load) -> None:
+        answer = await serve(request)
+        if self.alive:
+            self._writer.write(to_frame(answer))
+
+    async def _receive(self) -> Frame:
         length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
         if length > MAX_FRAME_BYTES:
             raise Malformed(f"A frame of {length} bytes was announced; somebody else wrote to the child's socket.")
@@ -181,7 +246,13 @@ class Child:
     def _cause(self) -> str:
         code = self._process.returncode
         assert code is not None
-        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        if self._condemned is not None:
+            return self._condemned
+        if code >= 0:
+            return f"exit code {code}"
+        # Another process of this machine may have been meant, but a SIGKILL out of the blue has mostly this reason.
+        starved = code == -signal.SIGKILL and kernel_kills() > self._kernel_kills
+        return f"signal {signal.Signals(-code).name}{', most likely by the kernel, for want of memory' if starved else ''}"
 
 
 async def _spawn(connection: int, watched: int) -> Process:

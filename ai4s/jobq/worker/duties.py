@@ -5,7 +5,6 @@ Next: `attempt.py`, which asks before it runs anything.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,11 +16,10 @@ from ..payload import python_minor
 
 @dataclass(frozen=True, slots=True)
 class Duties:
-    """Who this worker is and what it may run. `leaving` is set when running attempts must be given back."""
+    """Who this worker is and what it may run."""
 
     worker: str
     tasks: Mapping[str, Pool]
-    leaving: asyncio.Event
     runs_by_value: bool = True
 
     def refuses(self, call: Call) -> str | None:

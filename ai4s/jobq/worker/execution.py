@@ -8,22 +8,24 @@ Next: back to the supervisor, `attempt.py`, which settles by the report.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpointing import Checkpointing
 from ..codec import Codec, codec_of
-from ..errors import DeclarationError, NotSerializable, Retry, Unfit
+from ..errors import DeclarationError, JobQError, NotSerializable, Retry, Unfit
 from ..failures import failure_of
-from ..message import Call, Cause, Failure, Spill
+from ..message import Call, Cause, Failure, Form, Spill
 from ..payload import ByValue
 from ..printable import describe, kind
 from ..retry import RetryPolicy
-from ..running import RunningCall, running
+from ..running import RunningCall, Support, running
 from ..task import Task
-from .jobs import MAX_INLINE_BYTES, Job, Kind, Report
+from .jobs import MAX_INLINE_BYTES, Answer, Job, Kind, Load, Notice, Report, Save
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,49 @@ def _unpickled(job: Job) -> Found:
     return Found(made.function, made.policy, codec_of(job.call.codec))
 
 
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Whom jobs here work for: the worker's id, and how to ask it for something."""
+
+    worker: str
+    ask: Callable[[Save | Load], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class JobVault:
+    """Checkpoints of one job, kept by the supervisor."""
+
+    number: int
+    path: Path
+    ask: Callable[[Save | Load], Answer]
+
+    def save(self, form: Form) -> bool:
+        """See `checkpointing.Vault`."""
+        return self._answer(Save(self.number, form)).done
+
+    def load(self) -> Form | None:
+        """See `checkpointing.Vault`."""
+        return self._answer(Load(self.number)).form
+
+    def _answer(self, request: Save | Load) -> Answer:
+        answer = self.ask(request)
+        if answer.problem is not None:
+            raise JobQError(answer.problem)
+        return answer
+
+
 class Execution:
     """Runs jobs in this process with these functions, on behalf of this worker."""
 
-    def __init__(self, functions: Functions, worker: str) -> None:
-        self._functions, self._worker = functions, worker
+    def __init__(self, functions: Functions, desk: Desk) -> None:
+        self._functions, self._desk = functions, desk
+        self._preempted = threading.Event()
+        self._notices = 0
+
+    def notice(self, notice: Notice) -> None:
+        """Have the tasks know, when they ask, whether the worker is about to end."""
+        self._notices += notice.preempted
+        (self._preempted.set if notice.preempted else self._preempted.clear)()
 
     def run(self, job: Job) -> Report:
         """Run a job whose function is a plain one."""
@@ -90,12 +130,12 @@ class Execution:
             found, args, kwargs = self._prepared(job)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
-        began = time.monotonic()
+        began, notices = time.monotonic(), self._notices - self._preempted.is_set()
         try:
-            with running(self._current(job.call)):
+            with running(self._current(job.call), self._support(job, found)):
                 value = found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
-            return replace(_raised(job, found, exc), seconds=time.monotonic() - began)
+            return replace(self._raised(job, found, exc, told=self._notices > notices), seconds=time.monotonic() - began)
         return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
     async def arun(self, job: Job) -> Report:
@@ -104,18 +144,24 @@ class Execution:
             found, args, kwargs = self._prepared(job)
         except (NotSerializable, Unfit) as exc:
             return _not_run(job, exc)
-        began = time.monotonic()
+        began, notices = time.monotonic(), self._notices - self._preempted.is_set()
         try:
-            with running(self._current(job.call)):
+            with running(self._current(job.call), self._support(job, found)):
                 value = await found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
-            return replace(_raised(job, found, exc), seconds=time.monotonic() - began)
+            return replace(self._raised(job, found, exc, told=self._notices > notices), seconds=time.monotonic() - began)
         return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
     def _prepared(self, job: Job) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
         found = self._functions.find(job)
         args, kwargs = _arguments(found.codec.loads(_argument_bytes(job)))
         return found, args, kwargs
+
+    def _raised(self, job: Job, found: Found, exc: BaseException, *, told: bool) -> Report:
+        # Also if the notice was withdrawn since: the task acted on what it had been told.
+        if isinstance(exc, Retry) and told:
+            return Report(job.number, Kind.GIVEN_BACK)
+        return _raised(job, found, exc)
 
     def _current(self, call: Call) -> RunningCall:
         return RunningCall(
@@ -124,10 +170,14 @@ class Execution:
             attempt=call.attempt,
             task=call.task,
             queue=call.queue,
-            worker=self._worker,
+            worker=self._desk.worker,
             root=call.root or call.id,
             deadline=None if call.timeout_seconds is None else time.time() + call.timeout_seconds,
         )
+
+    def _support(self, job: Job, found: Found) -> Support:
+        vault = JobVault(job.number, Path(job.checkpoint_path), self._desk.ask)
+        return Support(Checkpointing(vault, found.codec), self._preempted)
 
 
 def _argument_bytes(job: Job) -> bytes:

@@ -11,21 +11,51 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigurationError
-from ..lifecycle import Died, Disturbed, Hindered, Preempted, TimedOut
+from ..lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
-from .child_process import GRACE_SECONDS, Child, ChildDied
-from .jobs import ChildSetup, Job, Ready, Report
-from .shutdown import unless
+from ..printable import printable
+from .child_process import GRACE_SECONDS, Child, ChildDied, Serve
+from .interruptions import Stop
+from .jobs import ChildSetup, Job, Notice, Ready, Report
+from .memory import gib
+from .shutdown import cancel_and_wait
 
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
+WATCH_SECONDS = 0.5
+PART_BETWEEN_CALLS = 0.75
+"""A child that still holds so much of what it may after a call is replaced: else it is the next call that would pay."""
+
 log = logging.getLogger("ai4s.jobq.worker")
-Ending = Report | TimedOut | Died | Preempted | Disturbed | Hindered
+Ending = Report | TimedOut | Died | Preempted | Cancelled | Disturbed | Hindered
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job, the modules that it needs, what may stop it, and who serves its requests."""
+
+    job: Job
+    shipped: tuple[str, ...]
+    stop: asyncio.Future[Stop]
+    serve: Serve
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """After how many calls a child is replaced, and how many bytes of memory it may hold; None for no bound."""
+
+    calls: int | None = None
+    memory_bytes: int | None = None
+
+    def worn(self, child: Child) -> bool:
+        """Whether a child should get no more jobs."""
+        if self.calls is not None and child.begun >= self.calls:
+            return True
+        return self.memory_bytes is not None and child.held_bytes(with_descendants=False) > PART_BETWEEN_CALLS * self.memory_bytes
 
 
 class _Start:
@@ -40,10 +70,12 @@ class _Start:
 class Crew:
     """Up to `size` children like `setup`, each with room for `setup.capacity` jobs."""
 
-    def __init__(self, setup: ChildSetup, size: int) -> None:
-        self._setup, self._size = setup, size
+    def __init__(self, setup: ChildSetup, size: int, limits: Limits) -> None:
+        self._setup, self._size, self._limits = setup, size, limits
         self._children: list[Child] = []
+        self._worn: list[Child] = []
         self._starts: list[_Start] = []
+        self._notice = Notice(preempted=False)
         self._changed = asyncio.Event()
 
     async def first(self) -> Ready:
@@ -52,50 +84,87 @@ class Crew:
         self._children.append(child)
         return ready
 
-    async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
-        """Run a job to its end: its report, its timeout, its child's death, or the worker's leaving."""
+    async def run(self, work: Work) -> Ending:
+        """Run a job to its end: its report, its timeout, its child's death, or what stops it."""
         try:
-            child = await unless(leaving, self._acquire(shipped))
+            child = await self._child_for(work)
         except ConfigurationError as exc:
-            log.error("Call %s goes back, since no child process can be started: %s", job.call.id, exc)
+            log.error("Call %s goes back, since no child process can be started: %s", work.job.call.id, printable(str(exc)))
             return Hindered()
         if child is None:
-            return Preempted()
+            return work.stop.result().ending
         try:
-            return await self._run_on(child, job, leaving)
+            return await self._run_on(child, work)
         finally:
             child.load -= 1
+            if child in self._children and self._limits.worn(child):
+                self._children.remove(child)
+                self._worn.append(child)
             self._changed.set()
 
-    async def close(self) -> None:
-        """End all children: idle ones in good order."""
-        await asyncio.gather(*(child.kill() if child.load else child.retire() for child in self._children))
-        self._children.clear()
+    def end_greedy(self) -> None:
+        """End the children that hold more memory than they may, and so what they run."""
+        allowed = self._limits.memory_bytes
+        if allowed is None:
+            return
+        for child in [*self._children, *self._worn]:
+            held = child.held_bytes(with_descendants=True) if child.load else 0
+            if held > allowed:
+                child.condemn(f"its memory grew to {gib(held)}, and a child may hold {gib(allowed)}")
 
-    async def _run_on(self, child: Child, job: Job, leaving: asyncio.Event) -> Ending:
-        running, left = asyncio.create_task(child.run(job)), asyncio.create_task(leaving.wait())
+    def tell(self, notice: Notice) -> None:
+        """Have all children know whether the worker is about to end, and those that are being started."""
+        self._notice = notice
+        for child in [*self._children, *self._worn]:
+            child.tell(notice)
+
+    async def close(self, *, at_once: bool = False) -> None:
+        """End all children: idle ones in good order, unless it must be at once."""
+        ending = [*self._children, *self._worn]
+        if at_once:
+            await asyncio.gather(*(child.kill(0) for child in ending))
+        else:
+            await asyncio.gather(*(child.kill() if child.load else child.retire() for child in ending))
+        self._children.clear()
+        self._worn.clear()
+
+    async def _child_for(self, work: Work) -> Child | None:
+        """A child with room, taken; None if the job is stopped before there is one."""
+        acquiring = asyncio.create_task(self._acquire(work.shipped))
         try:
-            await asyncio.wait({running, left}, timeout=job.call.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((acquiring, work.stop), return_when=asyncio.FIRST_COMPLETED)
+            return acquiring.result() if acquiring.done() else None
+        finally:
+            await cancel_and_wait(acquiring)
+
+    async def _run_on(self, child: Child, work: Work) -> Ending:
+        running, call = asyncio.create_task(child.run(work.job, work.serve)), work.job.call
+        try:
+            await asyncio.wait((running, work.stop), timeout=call.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
-            await self._stop(child, job, running)
-            return Preempted() if left.done() else TimedOut(_timeout_failure(job.call))
+            stop = work.stop.result() if work.stop.done() else Stop(TimedOut(_timeout_failure(call)), GRACE_SECONDS)
+            own_doing = await self._stop(child, work.job, running, stop.grace_seconds)
+            # Of several on a loop that does not listen, nobody knows who blocks it: each runs alone next.
+            return stop.ending if own_doing or work.stop.done() else Disturbed(suspect=True)
         except ChildDied as exc:
-            return _after_death(job.call, exc, leaving)
+            return work.stop.result().ending if work.stop.done() else _after_death(call, exc)
         finally:
-            left.cancel()
-            running.cancel()
-            with suppress(asyncio.CancelledError, ChildDied):
-                await running
+            await cancel_and_wait(running)
 
-    async def _stop(self, child: Child, job: Job, running: asyncio.Task[Report]) -> None:
-        """Stop one job: where it is not alone, by cancelling it, and only if that does not help with its whole process."""
+    async def _stop(self, child: Child, job: Job, running: asyncio.Task[Report], grace_seconds: float) -> bool:
+        """Stop one job: where it is not alone, by cancelling it, and only if that does not help with its whole process.
+
+        Returns whether it was surely this job's own doing that it had to be stopped.
+        """
         if self._setup.capacity > 1:
             child.cancel(job)
-            done, _ = await asyncio.wait({running}, timeout=GRACE_SECONDS)
+            done, _ = await asyncio.wait({running}, timeout=grace_seconds)
             if done:
-                return
-        await child.kill()
+                return running.exception() is None
+        was_alone = child.load == 1
+        await child.kill(grace_seconds)
+        return was_alone
 
     async def _acquire(self, shipped: tuple[str, ...]) -> Child:
         """A child with room, taken: one that is there, one that is being started, or one that is started now."""
@@ -150,12 +219,16 @@ class Crew:
         return child
 
     def _place_for_another(self) -> list[Child] | None:
-        """Which idle children must go so that one may be started: none if there is room; None if all are busy."""
-        if len(self._children) + len(self._starts) < self._size:
-            return []
-        idle = [child for child in self._children if not child.load][:1]
-        self._children = [child for child in self._children if child not in idle]
-        return idle or None
+        """Which idle children go before one is started: those that are worn, or another; None if there is no place."""
+        worn_out = [child for child in self._worn if not child.load]
+        remaining = len(self._children) + len(self._worn) - len(worn_out) + len(self._starts)
+        other = None if remaining < self._size else next((child for child in self._children if not child.load), None)
+        if remaining >= self._size and other is None:
+            return None
+        leaving = worn_out if other is None else [*worn_out, other]
+        self._worn = [child for child in self._worn if child not in leaving]
+        self._children = [child for child in self._children if child not in leaving]
+        return leaving
 
     async def _start(self, shipped: tuple[str, ...]) -> tuple[Child, Ready]:
         try:
@@ -165,38 +238,53 @@ class Crew:
         if ready.problem is not None:
             await child.kill()
             raise ConfigurationError(ready.problem)
+        if self._notice.preempted:
+            child.tell(self._notice)
         return child, ready
 
 
 class Executors:
     """The crews of a worker: `concurrency` processes for plain functions, loops with room for `async_concurrency` coroutines."""
 
-    def __init__(self, setup: ChildSetup, *, concurrency: int, async_concurrency: int) -> None:
+    def __init__(self, setup: ChildSetup, limits: Limits, *, concurrency: int, async_concurrency: int) -> None:
         self.sizes = {Pool.PROCESS: concurrency, Pool.THREAD: concurrency, Pool.ASYNC: async_concurrency}
-        self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency)
+        self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency, limits)
         # Threads run in the loops' children, which have room for both.
-        self._alone = Crew(replace(setup, pool=Pool.ASYNC, capacity=1), LOOP_CHILDREN)
-        self._loops = Crew(replace(setup, pool=Pool.ASYNC, capacity=concurrency + async_concurrency), LOOP_CHILDREN)
+        self._alone = Crew(replace(setup, pool=Pool.ASYNC, capacity=1), LOOP_CHILDREN, limits)
+        loops = replace(setup, pool=Pool.ASYNC, capacity=concurrency + async_concurrency)
+        self._loops = Crew(loops, LOOP_CHILDREN, limits)
+        self._limits = limits
 
     async def first(self) -> Ready:
         """Start the first child and return what it serves. Raises ConfigurationError if it cannot start."""
         return await self._processes.first()
 
-    async def run(self, job: Job, shipped: tuple[str, ...], leaving: asyncio.Event) -> Ending:
+    async def run(self, work: Work) -> Ending:
         """Run a job in the kind of child that its pool names."""
-        crew = self._processes if job.call.pool is Pool.PROCESS else self._alone if job.call.alone else self._loops
-        return await crew.run(job, shipped, leaving)
+        call = work.job.call
+        crew = self._processes if call.pool is Pool.PROCESS else self._alone if call.alone else self._loops
+        return await crew.run(work)
 
-    async def close(self) -> None:
-        """End all children."""
-        await asyncio.gather(self._processes.close(), self._loops.close(), self._alone.close())
+    def tell(self, notice: Notice) -> None:
+        """Have all children know whether the worker is about to end."""
+        for crew in (self._processes, self._loops, self._alone):
+            crew.tell(notice)
+
+    async def watch(self) -> None:
+        """End children that hold too much memory, for ever."""
+        while self._limits.memory_bytes is not None:
+            for crew in (self._processes, self._loops, self._alone):
+                crew.end_greedy()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def close(self, *, at_once: bool = False) -> None:
+        """End all children; `at_once` may be asked for while this is still at it."""
+        await asyncio.gather(*(crew.close(at_once=at_once) for crew in (self._processes, self._loops, self._alone)))
 
 
-def _after_death(call: Call, exc: ChildDied, leaving: asyncio.Event) -> Ending:
-    if leaving.is_set():
-        return Preempted()
+def _after_death(call: Call, exc: ChildDied) -> Ending:
     if exc.on_purpose or exc.jobs > 1:
-        return Disturbed(suspect=not exc.on_purpose)
+        return Disturbed(suspect=exc.jobs > 1)
     return Died(_death(call, exc))
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import get_args
 
 import msgpack
 
 from ..errors import Malformed
 from ..fields import from_map, to_map
-from ..message import Call, Failure, Pool
+from ..message import Call, Failure, Form, Pool
 
 LENGTH_BYTES = 4
 MAX_INLINE_BYTES = 1024 * 1024
@@ -32,6 +33,7 @@ class Served:
     url: str = field(repr=False)
     signing_keys: tuple[str, ...] = field(default=(), repr=False)
     create: bool = True
+    result_ttl_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Run this call. Paths are None where there is nothing to read from them; `value_path` is where a large value goes."""
+    """Run this call. Paths are None where there is nothing to read from them.
+
+    `value_path` is where a large value goes; a checkpoint lies at `checkpoint_path` on its way in either direction.
+    """
 
     number: int
     call: Call
     value_path: str
+    checkpoint_path: str
     arguments_path: str | None = None
     function_path: str | None = None
 
@@ -77,13 +83,46 @@ class Cancel:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Whether the worker is about to end: all jobs of the child may ask."""
+
+    preempted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A job's request: keep the file at its checkpoint path."""
+
+    number: int
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A job's request: put its last checkpoint at its checkpoint path."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request: whether it was done, the form of what was loaded, or why it could not be."""
+
+    number: int
+    done: bool
+    form: Form | None = None
+    problem: str | None = None
+
+
 class Kind(StrEnum):
-    """How a job ended."""
+    """How a job ended. `GIVEN_BACK`: the task asked for another attempt when it had been told that the worker ends."""
 
     RETURNED = "returned"
     RAISED = "raised"
     UNFIT = "unfit"
     HINDERED = "hindered"
+    GIVEN_BACK = "given back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +138,21 @@ class Report:
     seconds: float = 0
 
 
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (ChildSetup, Ready, Job, Cancel, Report)}
+Frame = ChildSetup | Ready | Job | Cancel | Notice | Save | Load | Answer | Report
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Frame)}
 
 
-def to_frame(message: ChildSetup | Ready | Job | Cancel | Report) -> bytes:
+def to_frame(message: Frame) -> bytes:
     """The bytes of a message, its length before it."""
     body: bytes = msgpack.packb([type(message).__name__, to_map(message)])
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-def from_body(body: bytes) -> ChildSetup | Ready | Job | Cancel | Report:
+def from_body(body: bytes) -> Frame:
     """The message in a frame's body; raises MessageError if it is none."""
     try:
         kind, values = msgpack.unpackb(body)
-        message: ChildSetup | Ready | Job | Cancel | Report = from_map(_KINDS[kind], values)
+        message: Frame = from_map(_KINDS[kind], values)
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as exc:
         raise Malformed(f"These {len(body)} bytes are no frame ({type(exc).__name__}).") from exc
     return message

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from ..errors import LeaseLost, TransportError
+from ..errors import AccessDenied, LeaseLost, TransportError, Unreachable
 from ..transports.base import Delivery, Queue, Receipt
+from .shutdown import cancel_and_wait
 
 T = TypeVar("T")
 log = logging.getLogger("ai4s.jobq.worker")
@@ -28,14 +30,17 @@ PART_OF_AGE = 0.1
 
 ROUND_SECONDS = 1.0
 
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
+"""Between tries of a step that the storage did not take; on top of what the transport tried by itself."""
+
 Clock = Callable[[], float]
 
 
 class Lease:
     """The right to settle one delivery."""
 
-    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock) -> None:
-        self._queue, self._clock = queue, clock
+    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock, over: asyncio.Event) -> None:
+        self._queue, self._clock, self._over = queue, clock, over
         self._receipt = delivery.receipt
         self._began = delivery.received_at
         self._lost = False
@@ -84,6 +89,32 @@ class Lease:
             await self._queue.delete(self._receipt)
             self._lost = True
 
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step through storage faults while the lease is ours and the worker stays; it may be done twice.
+
+        Raises what the step raised last, and Unreachable once the worker is out of time.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._unless_over(step)
+            except (Unreachable, AccessDenied) as exc:
+                if not self.held or self._over.is_set():
+                    raise
+                log.warning("Trying again while the lease lasts: %s", exc)
+            await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _unless_over(self, step: Callable[[], Awaitable[T]]) -> T:
+        working, over = asyncio.ensure_future(step()), asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Unreachable("The worker ends, and the storage has not answered.")
+            return working.result()
+        finally:
+            await cancel_and_wait(working, over)
+
     def _check(self) -> None:
         if not self.held:
             self._lost = True
@@ -95,16 +126,16 @@ class Lease:
 
 
 class LeaseKeeper:
-    """Renews all leases of a worker that are due, until it is cancelled."""
+    """Renews all leases of a worker that are due, until it is cancelled. Once `over` is set, no lease is worth waiting for."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, over: asyncio.Event) -> None:
+        self.clock, self._over = clock, over
         self._leases: set[Lease] = set()
 
     @asynccontextmanager
     async def hold(self, queue: Queue, delivery: Delivery) -> AsyncIterator[Lease]:
         """A lease on this delivery that is renewed for the length of the block."""
-        lease = Lease(queue, delivery, self._clock)
+        lease = Lease(queue, delivery, self.clock, self._over)
         self._leases.add(lease)
         try:
             yield lease

@@ -32,7 +32,11 @@ LONGEST_PAUSE_SECONDS = 5.0
 GROWTH = 0.15
 """A pause as a part of the time since the queue fell asleep: 5 s after half a minute, hardly 30 requests a minute from then on."""
 
-FAULT_PAUSE_SECONDS, LONGEST_FAULT_PAUSE_SECONDS = 0.5, 10.0
+FAULT_PAUSE_SECONDS, LONGEST_FAULT_PAUSE_SECONDS = 0.5, 5.0
+"""With the time after which a request counts as lost, a worker is back at work 15 s after the storage is."""
+
+LONGEST_DENIED_PAUSE_SECONDS = 30.0
+"""Rights and keys are mended by people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class Turn:
 
 def parse_queues(app: str, texts: Sequence[str]) -> tuple[tuple[Turn, ...], ...]:
     """The groups that `--queue` options mean: "a,b" is round robin, "a:3,b" with weights, several options are a strict order.
+
+    >>> parse_queues("myproj", ["urgent", "default,gpu:3"])
+    ((Turn(queue='urgent', weight=1),), (Turn(queue='default', weight=1), Turn(queue='gpu', weight=3)))
 
     Raises DeclarationError for a queue that cannot be, ConfigurationError for a weight that is none.
     """
@@ -68,12 +75,14 @@ class Line:
         self.name, self.queue = name, queue
         self.last_message = boottime()
         self.due = 0.0
+        self.paused = False
+        self.trouble = ""
         self._fault_pause = 0.0
 
     def had(self, messages: int) -> None:
         """Note what a receive brought."""
         now = boottime()
-        self._fault_pause = 0.0
+        self._fault_pause, self.trouble = 0.0, ""
         if messages:
             self.last_message, self.due = now, 0.0
             return
@@ -82,7 +91,10 @@ class Line:
         self.due = now + pause * random.uniform(0.75, 1.25)
 
     async def idle(self, seconds: float) -> None:
-        """Sleep until there may be messages; a queue that cannot tell is slept for all the same."""
+        """Sleep until there may be messages; a queue that cannot tell, or is paused, is slept for all the same."""
+        if self.paused:
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+            return
         try:
             await self.queue.idle(max(0.0, seconds))
         except TransportError as exc:
@@ -93,7 +105,8 @@ class Line:
         """Note a fault: the first of a series is said, and each one makes the pause longer."""
         if not self._fault_pause:
             log.error("Queue %s cannot be read, trying on: %s", self.queue.name, exc)
-        longest = LONGEST_FAULT_PAUSE_SECONDS if isinstance(exc, Unreachable) else 3 * LONGEST_FAULT_PAUSE_SECONDS
+        self.trouble = f"{type(exc).__name__}: {exc}"
+        longest = LONGEST_FAULT_PAUSE_SECONDS if isinstance(exc, Unreachable) else LONGEST_DENIED_PAUSE_SECONDS
         self._fault_pause = min(longest, 2 * self._fault_pause or FAULT_PAUSE_SECONDS)
         self.due = boottime() + self._fault_pause * random.uniform(0.5, 1)
 
@@ -121,7 +134,7 @@ class Poller:
             # The next turn begins after the queue that had something, so that each gets its share.
             for position in range(len(group)):
                 line = group[position]
-                if line.due > boottime():
+                if line.paused or line.due > boottime():
                     continue
                 deliveries = await self._receive(line, room)
                 if deliveries:

@@ -8,15 +8,12 @@ Next: `lifecycle.py` for the decisions; `ledger.py` for the requests.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-from ..clock import boottime
-from ..errors import AccessDenied, LeaseLost, MessageError, ResultGone, Unfit, Unreachable
+from ..errors import LeaseLost, MessageError, ResultGone, TransportError, Unfit
 from ..ledger import Ledger
 from ..lifecycle import (
     Bury,
@@ -32,16 +29,12 @@ from ..lifecycle import (
     is_hopeless,
     unfit_delay_seconds,
 )
-from ..message import Call, Cause, DeadLetter, Failure, Outcome, State
+from ..message import Call, Cause, Checkpoint, DeadLetter, Failure, Outcome, State
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue, Receipt
-from .lease import Lease
+from .lease import Clock, Lease
 
-T = TypeVar("T")
 log = logging.getLogger("ai4s.jobq.worker")
-
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
-"""Between tries of a step that the storage did not take; on top of what the transport tried by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +56,7 @@ class Attempt:
 class Counts:
     """What became of this worker's attempts so far.
 
+    `lost` counts leases, `fenced` attempts whose call had an outcome already when they came to theirs: duplicates, in short.
     `refused` holds messages put aside, and until when on the worker's clock; `hindered` counts attempts in a row that this
     machine could not even begin.
     """
@@ -71,6 +65,7 @@ class Counts:
     failed: int = 0
     retried: int = 0
     lost: int = 0
+    fenced: int = 0
     hindered: int = 0
     refused: dict[str, float] = field(default_factory=dict)
 
@@ -78,14 +73,13 @@ class Counts:
 class Settlement:
     """Settles the attempts of one worker, and counts them. Many at a time; each attempt only once."""
 
-    def __init__(self, ledger: Ledger, worker: str) -> None:
-        self._ledger, self._worker = ledger, worker
+    def __init__(self, ledger: Ledger, worker: str, clock: Clock) -> None:
+        self._ledger, self._worker, self._clock = ledger, worker, clock
         self.counts = Counts()
 
     async def settle(self, attempt: Attempt, happening: Happening, ran_from: float | None = None) -> None:
         match decide(happening, attempt.call, jitter=random.random()):
-            case Finish(value):
-                state = State.EXPIRED if value is None else State.SUCCEEDED
+            case Finish(state, value):
                 await self._end(attempt, self._outcome(attempt, state, ran_from, value=value))
             case Bury(failure):
                 await self._end(attempt, self._outcome(attempt, State.FAILED, ran_from, failure=failure))
@@ -117,7 +111,7 @@ class Settlement:
             attempts=call.attempt if ran_from else call.attempt - 1,
             worker=self._worker,
             started=ran_from + to_server_time if ran_from else None,
-            ended=boottime() + to_server_time,
+            ended=self._clock() + to_server_time,
         )
 
     async def _end(self, attempt: Attempt, outcome: Outcome) -> None:
@@ -128,7 +122,13 @@ class Settlement:
         # Looked at before each try: the lease may run out between two of them.
         if outcome.state is not State.SUCCEEDED and not attempt.lease.held:
             raise LeaseLost("The lease was lost, and only a success may be written without one.")
-        return await self._ledger.commit(outcome)
+        standing = await self._ledger.commit(outcome)
+        if standing.token != outcome.token and outcome.state is not State.CANCELLED:  # whoever cancelled it has written that
+            self.counts.fenced += 1
+            log.warning(
+                "Call %s had ended before (%s): what came of it here does not count.", described(attempt.call), standing.state
+            )
+        return standing
 
     async def _finish(self, attempt: Attempt, standing: Outcome) -> None:
         """What follows an outcome, whoever wrote it: the dead letter, then the deletion of the message."""
@@ -138,22 +138,24 @@ class Settlement:
             failure = standing.failure or Failure(Cause.RAISED, "", "unknown")
             log.error("Call %s failed for good: %s", described(call), told(failure))
             letter = DeadLetter(reason=str(failure.cause), outcome=standing, call=call)
-            await patiently(attempt.lease, lambda: self._ledger.bury(letter, call.queue, call.id, call.run))
+            await attempt.lease.patiently(lambda: self._ledger.bury(letter, call.queue, call.id, call.run))
         else:
             self.counts.succeeded += standing.state is State.SUCCEEDED
-        await patiently(attempt.lease, attempt.lease.delete)
+            if call.checkpoint is not None:
+                await drop_checkpoint(self._ledger, call, call.checkpoint)
+        await attempt.lease.patiently(attempt.lease.delete)
 
     async def _retry(self, attempt: Attempt, call: Call, delay_seconds: float) -> None:
         self.counts.retried += 1
         eta = attempt.delivery.server_time + delay_seconds if delay_seconds > MAX_DELAY_SECONDS else None
         _, text = await self._ledger.sealed(replace(call, eta=eta))
         step = releasing(min(delay_seconds, MAX_DELAY_SECONDS), text)
-        await patiently(attempt.lease, lambda: attempt.lease.settle(step))
+        await attempt.lease.patiently(lambda: attempt.lease.settle(step))
 
     async def release(self, attempt: Attempt, delay_seconds: float) -> None:
         """Give the message back uncharged. After a redelivery there may be a mark in it, which must not stand for a death."""
         text = (await self._ledger.sealed(attempt.call))[1] if attempt.redelivered else None
-        await patiently(attempt.lease, lambda: attempt.lease.settle(releasing(delay_seconds, text)))
+        await attempt.lease.patiently(lambda: attempt.lease.settle(releasing(delay_seconds, text)))
 
     async def ended_before(self, attempt: Attempt) -> bool:
         """Whether an earlier delivery ended this run; if so, finish what it may have left undone."""
@@ -163,9 +165,9 @@ class Settlement:
     async def _finish_standing(self, attempt: Attempt, read: Callable[[], Awaitable[Outcome | None]]) -> bool:
         """Finish the settlement of the outcome that `read` gives, whoever wrote it; False if there is none."""
         try:
-            standing = await patiently(attempt.lease, read)
+            standing = await attempt.lease.patiently(read)
         except ResultGone:
-            await patiently(attempt.lease, attempt.lease.delete)
+            await attempt.lease.patiently(attempt.lease.delete)
             return True
         except Unfit as exc:
             await self.refuse_unread(attempt.call.queue, attempt.delivery, attempt.lease, exc)
@@ -184,17 +186,17 @@ class Settlement:
         seconds = unfit_delay_seconds(delivery.dequeue_count)
         log.warning("Message %s is put aside for %g s: %s", delivery.receipt.message_id, seconds, printable(str(exc)))
         self._note_refused(delivery, seconds)
-        await patiently(lease, lambda: lease.settle(releasing(seconds)))
+        await lease.patiently(lambda: lease.settle(releasing(seconds)))
 
     async def bury_unread(self, queue_name: str, delivery: Delivery, lease: Lease, exc: MessageError) -> None:
         log.error("Message %s is a dead letter: %s", delivery.receipt.message_id, printable(str(exc)))
         self.counts.failed += 1
-        letter = DeadLetter(reason=f"{type(exc).__name__}: {exc}", raw=delivery.body)
-        await patiently(lease, lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
-        await patiently(lease, lease.delete)
+        letter = DeadLetter(reason=printable(f"{type(exc).__name__}: {exc}"), raw=delivery.body)
+        await lease.patiently(lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
+        await lease.patiently(lease.delete)
 
     def _note_refused(self, delivery: Delivery, seconds: float) -> None:
-        self.counts.refused[delivery.receipt.message_id] = boottime() + seconds
+        self.counts.refused[delivery.receipt.message_id] = self._clock() + seconds
 
 
 def refused(delivery: Delivery, reason: str) -> Refused:
@@ -220,20 +222,14 @@ def described(call: Call) -> str:
     return f"{call.id} of {printable(call.task)}"
 
 
+async def drop_checkpoint(ledger: Ledger, call: Call, checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint that nobody will ask for; one that stays behind is left to `gc`."""
+    try:
+        await ledger.drop_checkpoint(call.id, checkpoint)
+    except TransportError as exc:
+        log.warning("An old checkpoint of call %s stays behind: %s", call.id, printable(str(exc)))
+
+
 def releasing(delay_seconds: float, body: str | None = None) -> Callable[[Queue, Receipt], Awaitable[None]]:
     """A settling step: give the message back."""
     return lambda queue, receipt: queue.release(receipt, delay_seconds=delay_seconds, body=body)
-
-
-async def patiently(lease: Lease, step: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a step through storage faults for as long as the lease is ours; what each step does may be done twice."""
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return await step()
-        except (Unreachable, AccessDenied) as exc:
-            if not lease.held:
-                raise
-            log.warning("Trying again while the lease lasts: %s", exc)
-        await asyncio.sleep(pause * (0.5 + random.random() / 2))
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

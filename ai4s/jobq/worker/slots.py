@@ -186,8 +186,12 @@ class Slots:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), probe_seconds if probe_seconds > 0 else None)
 
+    def open(self) -> None:
+        """Give out slots, as at the beginning."""
+        self._closed = False
+
     def close(self) -> None:
-        """Give out no more slots."""
+        """Give out no more slots until `open`."""
         self._closed = True
         for pool in self._pools.values():
             pool.close()
