@@ -28,17 +28,22 @@ class Settings:
     url: str | None = None
     signing_keys: tuple[str, ...] = field(default=(), repr=False)
     cluster: str | None = None
+    metadata_url: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster."""
+    """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster.
+
+    JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes.
+    """
     environ = dict(os.environ if environ is None else environ)
     keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
     return Settings(
         url=environ.get("JOBQ_URL") or None,
         signing_keys=check_keys(keys),
         cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
+        metadata_url=environ.get("JOBQ_METADATA_URL") or None,
         environ=environ,
     )
 

@@ -56,6 +56,8 @@ async def stuck_on_a_loop():
 """
 
 GRACE = ["--grace", "20s"]
+PREEMPTED = 75  # the exit code that asks to be started again
+EXIT_CODES = [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, 0)]
 FREE_SECONDS = 2.0  # in which what has not begun must be there for others
 
 
@@ -130,10 +132,10 @@ def test_until_idle_ends_after_a_while_without_work(project: Project) -> None:
 
 
 def test_a_time_limit_ends_it_in_good_order(project: Project) -> None:
-    """`--time-limit` takes nothing new from then on, lets what runs finish, and leaves the rest to others."""
+    """`--time-limit` takes nothing new from then on, lets what runs finish, leaves the rest to others; the exit code is its own."""
     handles = [project.task("run_for").delay(1.5) for _ in range(4)]
     worker = project.worker("--time-limit", "1s", "--concurrency", "1", ready=False)
-    assert worker.wait() == 0, worker.log
+    assert worker.wait() == PREEMPTED, worker.log
     done = [handle for handle in handles if handle.done()]
     assert 1 <= len(done) <= 2
     assert project.depth() == 4 - len(done)
@@ -143,9 +145,9 @@ def test_a_time_limit_ends_it_in_good_order(project: Project) -> None:
 # When told to.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_runs_finish(anywhere: Project, number: signal.Signals) -> None:
-    """After one signal what runs is finished and counted, nothing new begins, and the worker ends with code 0."""
+@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
+def test_a_signal_lets_what_runs_finish(anywhere: Project, number: signal.Signals, code: int) -> None:
+    """After one signal what runs is finished and counted, nothing new begins, and the exit code says who wanted it."""
     worker = anywhere.worker("--concurrency", "2", *GRACE)
     running = [anywhere.task("until_told").delay(), anywhere.task("until_told_on_a_loop").delay()]
     begun(anywhere, 2)
@@ -153,7 +155,7 @@ def test_a_signal_lets_what_runs_finish(anywhere: Project, number: signal.Signal
     worker.until_says(f"{number.name} received")
     late = anywhere.task("square").delay(3)
     (anywhere.folder / "go").touch()
-    assert worker.wait() == 0, worker.log
+    assert worker.wait() == code, worker.log
     assert [handle.result(timeout=1) for handle in running] == [worker_ids(anywhere)[0]] * 2
     assert not late.done()
     assert anywhere.depth() == 1
@@ -175,7 +177,7 @@ def test_what_has_not_begun_goes_back_at_once(anywhere: Project) -> None:
     helper = anywhere.worker("--concurrency", "1")
     assert [handle.result(timeout=30) for handle in waiting] == [n * n for n in range(30)]
     (anywhere.folder / "go").touch()
-    assert worker.wait() == 0, worker.log
+    assert worker.wait() == PREEMPTED, worker.log
     assert running.result(timeout=30)
     assert alive(helper.pid)
 
@@ -188,15 +190,15 @@ def test_what_outlasts_the_grace_period_runs_elsewhere(project: Project, name: s
     begun(project, 1)
     second = project.worker("--concurrency", "1")
     first.signal(signal.SIGTERM)
-    assert first.wait(20) == 0, first.log
+    assert first.wait(20) == PREEMPTED, first.log
     assert handle.result(timeout=15) in worker_ids(project)
     assert project.lines("begun") == ["1", "2"]
     assert alive(second.pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_gives_everything_back_now(anywhere: Project, number: signal.Signals) -> None:
-    """The second signal ends the worker long before its grace period, with code 0, and everything is on the queue, visible."""
+@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
+def test_a_second_signal_gives_everything_back_now(anywhere: Project, number: signal.Signals, code: int) -> None:
+    """The second signal ends the worker long before its grace period, and everything is on the queue, visible."""
     worker = anywhere.worker("--concurrency", "2", "--grace", "10m")
     handles = [anywhere.task("stuck").delay(), anywhere.task("stuck").delay(), anywhere.task("stuck_on_a_loop").delay()]
     begun(anywhere, 3)
@@ -205,7 +207,7 @@ def test_a_second_signal_gives_everything_back_now(anywhere: Project, number: si
     worker.until_says(f"{number.name} received")
     # What comes at once after the first one is taken for its echo.
     until(lambda: worker.signal(number) or "given back now" in worker.log, what="a second signal that counts")
-    assert worker.wait(30) == 0, worker.log
+    assert worker.wait(30) == code, worker.log
     assert not any(alive(child) for child in children)
     assert anywhere.visible() == len(handles)
     anywhere.worker("--concurrency", "2")
@@ -214,10 +216,10 @@ def test_a_second_signal_gives_everything_back_now(anywhere: Project, number: si
 
 
 def test_a_signal_ends_an_idle_worker_at_once(anywhere: Project) -> None:
-    """A worker without work ends with the first signal, with code 0, and says that it has stopped."""
+    """A worker without work ends with the first signal, and says that it has stopped."""
     worker = anywhere.worker("--concurrency", "2", *GRACE)
     worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(10) == PREEMPTED
     assert "Worker " in worker.log.splitlines()[-1]
 
 
@@ -241,9 +243,23 @@ def test_a_time_limit_within_the_grace_period_cuts_nothing_short(project: Projec
     handle = project.task("run_for").delay(5)
     begun(project, 1)
     worker.signal(signal.SIGTERM)
-    assert worker.wait() == 0, worker.log
+    assert worker.wait() == PREEMPTED, worker.log
     assert handle.done()
     assert project.lines("begun") == ["1"]
+
+
+def test_the_first_signal_to_a_worker_that_ends_cuts_nothing_short(project: Project) -> None:
+    """A cluster that signals just when the time limit was reached has asked once: what runs keeps its grace period."""
+    worker = project.worker("--concurrency", "1", "--time-limit", "1s", *GRACE)
+    handle = project.task("until_told").delay()
+    begun(project, 1)
+    worker.until_says("The time limit is reached")
+    worker.signal(signal.SIGTERM)
+    worker.until_says("SIGTERM received")
+    (project.folder / "go").touch()
+    assert worker.wait() == PREEMPTED, worker.log
+    assert handle.done()
+    assert "given back now" not in worker.log
 
 
 # What they leave.
@@ -265,7 +281,7 @@ def test_a_worker_shows_itself_and_says_when_it_stopped(anywhere: Project) -> No
 def stop(workers: list[WorkerProcess]) -> None:
     """End them in good order."""
     for worker in workers:
-        worker.signal(signal.SIGTERM)
+        worker.signal(signal.SIGINT)
     assert [worker.wait() for worker in workers] == [0] * len(workers)
 
 

@@ -38,12 +38,12 @@ def jobq(context: click.Context, target: str) -> None:
     context.obj = target
 
 
-@jobq.command("worker", epilog="Exit codes: 0 done, 1 the storage failed at the start, 2 wrong usage or setup.")
+@jobq.command("worker", epilog="Exit codes: 0 done, 1 the storage failed at the start, 2 wrong usage or setup, 75 preempted.")
 @worker.options
 @click.pass_obj
 def _worker_verb(target: str, /, **given: object) -> None:
     """Run a worker until it is told to stop."""
-    worker.run(target, given)
+    sys.exit(worker.run(target, given))
 
 
 @click.command("jobq-worker", context_settings=jobq.context_settings, epilog=_worker_verb.epilog)
@@ -59,7 +59,7 @@ def _worker_command(target: str, **given: object) -> None:
       jobq-worker myproj.tasks:app --queue urgent --queue default,gpu:3 --until-idle 10m
       jobq-worker azure://myaccount/myproj --time-limit 24h
     """
-    worker.run(target, given)
+    sys.exit(worker.run(target, given))
 
 
 def main() -> None:

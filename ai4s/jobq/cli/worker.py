@@ -16,9 +16,14 @@ from typing import Any, TypeVar
 import click
 
 from ..config import read_settings
+from ..printable import PlainFormatter
 from .target import Target, parse_target
 
 F = TypeVar("F", bound=Callable[..., Any])
+PREEMPTED = 75
+"""Exit code after SIGTERM, a time limit or a notice: sysexits.h calls it EX_TEMPFAIL, "start me again later"."""
+
+SIZES = {"m": 1024**2, "g": 1024**3}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -34,6 +39,18 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * UNITS[match[2]]
 
 
+class Size(click.ParamType[int]):
+    """Bytes, from `500m`, `2g` or `1.5g`: powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])", str(value).lower())
+        if not match:
+            self.fail(f"{value!r} is no size; write 500m or 2g.", param, ctx)
+        return int(float(match[1]) * SIZES[match[2]])
+
+
 OPTIONS = (
     click.option("--concurrency", "-n", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="cores",
                  help="Sync calls side by side, each in a process of its own."),
@@ -44,8 +61,10 @@ OPTIONS = (
     click.option("--until-empty", is_flag=True, help="End when the queues are empty."),
     click.option("--until-idle", type=Duration(), help="End after so long without work."),
     click.option("--time-limit", type=Duration(), help="End in good order after so long."),
-    click.option("--grace", type=Duration(), default="30s", show_default=True,
-                 help="What runs may take so long to finish after SIGTERM."),
+    click.option("--grace", type=Duration(), default="25s", show_default=True,
+                 help="Be gone so long after SIGTERM; what runs has most of it to finish."),
+    click.option("--max-calls-per-child", type=click.IntRange(1), help="Replace a child process after so many calls."),
+    click.option("--max-memory-per-child", type=Size(), help="End a child process, and what it runs, that holds more."),
     click.option("--by-value/--no-by-value", default=True, show_default=True, help="Run calls that bring their code along."),
     click.option("--verbose", "-v", is_flag=True, help="Log more, and show tracebacks."),
 )  # fmt: skip
@@ -58,21 +77,27 @@ def options(command: F) -> F:
     return command
 
 
-def run(target: str, given: dict[str, Any]) -> None:
-    """Run the worker that TARGET and the options describe; returns when it has ended. Raises what `run_worker` does."""
+def run(target: str, given: dict[str, Any]) -> int:
+    """Run the worker that TARGET and the options describe; returns its exit code. Raises what `run_worker` does."""
     from ..worker.runtime import run_worker
-    from ..worker.shutdown import Shutdown
+    from ..worker.shutdown import Shutdown, Why, exit_soon
 
     _log_to_stderr(verbose=given["verbose"])
     plan = _plan(parse_target(target), given)
 
-    async def work() -> None:
-        await run_worker(plan, ready=lambda: None, shutdown=Shutdown(given["grace"]))
+    def exit_code(shutdown: Shutdown) -> int:
+        return PREEMPTED if shutdown.why is Why.PREEMPTED else 0
 
-    asyncio.run(work())
+    async def work() -> int:
+        shutdown = Shutdown(given["grace"], at_last=lambda: exit_soon(exit_code(shutdown)))
+        await run_worker(plan, ready=lambda: None, shutdown=shutdown)
+        return exit_code(shutdown)
+
+    return asyncio.run(work())
 
 
 def _plan(target: Target, given: dict[str, Any]) -> Any:
+    from ..worker.executors import Limits
     from ..worker.jobs import ChildSetup, Served
     from ..worker.runtime import Plan
     from ..worker.status import new_worker_id
@@ -87,11 +112,13 @@ def _plan(target: Target, given: dict[str, Any]) -> Any:
         until_empty=given["until_empty"],
         until_idle_seconds=given["until_idle"],
         time_limit_seconds=given["time_limit"],
-        grace_seconds=given["grace"],
         by_value=given["by_value"],
+        limits=Limits(given["max_calls_per_child"], given["max_memory_per_child"]),
     )
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ai4s.jobq").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -15,7 +15,7 @@ from ..errors import JobQError
 from ..message import Pool
 from .jobs import ChildSetup, Served
 from .runtime import Plan, run_worker
-from .shutdown import Shutdown
+from .shutdown import Shutdown, exit_soon
 from .status import new_worker_id
 
 
@@ -44,7 +44,7 @@ def _own_standard_output() -> Callable[[str], None]:
 
 
 async def _work(assignment: Assignment, answer: Callable[[str], None]) -> None:
-    shutdown = Shutdown(grace_seconds=30.0)
+    shutdown = Shutdown(grace_seconds=25.0, at_last=lambda: exit_soon(0))
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), _at_end_of_input, loop, shutdown)
     await run_worker(_plan(assignment), ready=lambda: answer(READY), shutdown=shutdown)
@@ -58,7 +58,7 @@ def _at_end_of_input(loop: asyncio.AbstractEventLoop, shutdown: Shutdown) -> Non
 
 
 def _plan(assignment: Assignment) -> Plan:
-    served = Served(assignment.app, assignment.url, assignment.signing_keys, assignment.create)
+    served = Served(assignment.app, assignment.url, assignment.signing_keys, assignment.create, assignment.result_ttl_seconds)
     setup = ChildSetup(
         worker=new_worker_id(),
         pool=Pool.PROCESS,

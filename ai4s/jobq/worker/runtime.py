@@ -26,14 +26,18 @@ from ..transports.base import Delivery
 from ..transports.place import parse_place
 from .attempt import Attempts, Workshop
 from .duties import Duties
-from .executors import Executors
-from .jobs import ChildSetup, Ready, Served
+from .executors import Executors, Limits
+from .interruptions import Interruptions
+from .jobs import ChildSetup, Notice, Ready, Served
 from .lease import LeaseKeeper
+from .orders import Orders, Ways
 from .poller import Line, Poller, parse_queues
+from .preemption import follow_notices, metadata_url
 from .scratch import Scratch, scratch_folder
-from .shutdown import Shutdown
+from .shutdown import Shutdown, Why
 from .slots import Slots
 from .status import Status
+from .tidying import Tidying
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -55,17 +59,19 @@ class Plan:
     until_empty: bool = False
     until_idle_seconds: float | None = None
     time_limit_seconds: float | None = None
-    grace_seconds: float = 30.0
     by_value: bool = True
+    limits: Limits = Limits()  # noqa: RUF009  # frozen
 
 
 class Worker:
     """A running worker; made ready by `run_worker`."""
 
-    def __init__(self, plan: Plan, poller: Poller, attempts: Attempts, slots: Slots, *, shutdown: Shutdown) -> None:
-        self._plan, self._poller, self._attempts, self._slots = plan, poller, attempts, slots
-        self._shutdown = shutdown
+    def __init__(self, plan: Plan, poller: Poller, attempts: Attempts, *, workshop: Workshop, shutdown: Shutdown) -> None:
+        self._plan, self._poller, self._attempts, self._shutdown = plan, poller, attempts, shutdown
+        self._slots, self._tell = workshop.slots, workshop.executors.tell
         self._last_work = boottime()
+        self._taking = False
+        self._runs: set[asyncio.Task[None]] = set()
         self._empty_looks = 0
         self.gave_up = False
 
@@ -79,32 +85,55 @@ class Worker:
             "failed": counts.failed,
             "retried": counts.retried,
             "lost": counts.lost,
+            "fenced": counts.fenced,
         }
+
+    def trouble(self) -> str:
+        """What keeps it from its queues."""
+        return "; ".join(dict.fromkeys(line.trouble for line in self._poller.lines if line.trouble))
 
     async def work(self) -> None:
         """Fetch and run until told to stop; returns when everything is settled or given back."""
+        limit, shutdown = self._plan.time_limit_seconds, self._shutdown
+        if limit is not None:
+            asyncio.get_running_loop().call_later(limit, shutdown.drain, "The time limit is reached", Why.PREEMPTED)
         async with asyncio.TaskGroup() as group:
-            limit = self._plan.time_limit_seconds
-            if limit is not None:
-                asyncio.get_running_loop().call_later(limit, self._shutdown.drain, "The time limit is reached")
-            group.create_task(self._fetch(group))
-            await self._shutdown.draining.wait()
-            self._slots.close()
+            while not shutdown.ending.is_set():
+                self._slots.open()
+                self._taking = True
+                fetching = group.create_task(self._fetch(group))
+                await shutdown.draining.wait()
+                # Not asked of the event by those who fetch: a notice may be withdrawn before they look.
+                self._taking = False
+                self._slots.close()
+                self._tell(Notice(preempted=True))
+                await asyncio.gather(fetching, shutdown.until_turned())
+                self._tell(Notice(preempted=shutdown.ending.is_set()))
+
+    async def cut_short(self) -> None:
+        """Once the worker is out of time, wait for no attempt any more."""
+        await self._shutdown.over.wait()
+        if self._runs:
+            log.error("%d messages could not be settled in time and will be delivered again.", len(self._runs))
+        for run in self._runs:
+            run.cancel()
 
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
-        while not self._shutdown.draining.is_set():
+        while self._taking:
             await self._shutdown.unless_draining(self._slots.until_room())
-            if self._shutdown.draining.is_set():
-                return
-            # Not to be cancelled: messages that were received and not given back would be hidden until their lease ends.
-            found = await self._poller.fetch(self._slots.room())
+            if not self._taking or self._shutdown.draining.is_set():
+                continue
+            # Not to be cancelled before: messages that were received and not given back would be hidden until their lease ends.
+            found = await self._shutdown.unless_over(self._poller.fetch(self._slots.room()))
             if found is not None:
                 for delivery in found[1]:
-                    group.create_task(self._run(found[0], delivery))
+                    run = group.create_task(self._run(found[0], delivery))
+                    self._runs.add(run)
+                    run.add_done_callback(self._runs.discard)
                 self._last_work = boottime()
                 # The attempts must count themselves before the next fetch asks for room.
                 await asyncio.sleep(0)
-            elif await self._is_over():
+            elif await self._shutdown.unless_draining(self._is_over()):
                 self._shutdown.drain("There is nothing left to do")
             else:
                 await self._shutdown.unless_draining(self._poller.rest())
@@ -150,22 +179,34 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
     """
     with scratch_folder() as folder:
         async with shutdown.listening(), AsyncExitStack() as stack:
-            executors = Executors(plan.setup, concurrency=plan.concurrency, async_concurrency=plan.async_concurrency)
-            stack.push_async_callback(executors.close)
+            sizes = {"concurrency": plan.concurrency, "async_concurrency": plan.async_concurrency}
+            executors = Executors(plan.setup, plan.limits, **sizes)
+            stack.push_async_callback(_end_children, executors, shutdown)
             first = await shutdown.unless_draining(executors.first())
             if first is None:
                 return
             assert first.served is not None
-            ledger = await _open_ledger(first.served, stack)
+            ledger = await shutdown.unless_draining(_open_ledger(first.served, stack, shutdown))
+            if ledger is None:
+                return
             groups = parse_queues(ledger.app, plan.queues or [",".join(first.queues)])
-            poller = await Poller.open(ledger, groups)
-            place = parse_place(first.served.url).label
-            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder), shutdown, ready)
+            poller = await shutdown.unless_draining(Poller.open(ledger, groups))
+            if poller is None:
+                return
+            place, ttl = parse_place(first.served.url).label, first.served.result_ttl_seconds
+            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder, ttl), shutdown, ready)
 
 
-async def _open_ledger(served: Served, stack: AsyncExitStack) -> Ledger:
+async def _end_children(executors: Executors, shutdown: Shutdown) -> None:
+    """In good order while there is time, and then at once."""
+    await shutdown.unless_over(executors.close())
+    if shutdown.over.is_set():
+        await executors.close(at_once=True)
+
+
+async def _open_ledger(served: Served, stack: AsyncExitStack, shutdown: Shutdown) -> Ledger:
     transport = await open_transport(parse_place(served.url), environ=read_settings().environ)
-    stack.push_async_callback(transport.close)
+    stack.push_async_callback(lambda: shutdown.unless_over(transport.close()))
     return Ledger(transport, served.app, Keyring(served.signing_keys), create=served.create)
 
 
@@ -184,30 +225,62 @@ class _Parts:
     tasks: Mapping[str, Pool]
     place: str
     folder: Path
+    result_ttl_seconds: float | None
 
 
 async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[[], None]) -> None:
-    slots = Slots(parts.executors.sizes, set(parts.tasks.values()))
-    keeper = LeaseKeeper(boottime)
-    duties = Duties(plan.setup.worker, parts.tasks, shutdown.leaving, plan.by_value)
-    workshop = Workshop(parts.ledger, parts.executors, slots, Scratch(parts.folder, parts.ledger), keeper)
-    attempts = Attempts(workshop, duties)
-    worker = Worker(plan, parts.poller, attempts, slots, shutdown=shutdown)
-    status = Status(parts.ledger, plan.setup.worker, worker.numbers)
+    notices_url = metadata_url(read_settings().metadata_url)
+    workshop = await shutdown.unless_draining(_workshop(parts, shutdown))
+    if workshop is None:
+        return
+    attempts = Attempts(workshop, Duties(plan.setup.worker, parts.tasks, plan.by_value))
+    worker = Worker(plan, parts.poller, attempts, workshop=workshop, shutdown=shutdown)
+    status = Status(parts.ledger, plan.setup.worker, worker)
+    tidying = Tidying(parts.ledger, parts.result_ttl_seconds, lambda: not workshop.slots.busy)
     _announce(plan, parts)
     async with asyncio.TaskGroup() as upkeep:
-        keeping = [upkeep.create_task(keeper.keep()), upkeep.create_task(status.keep())]
+        duties = (
+            workshop.leases.keep(),
+            workshop.orders.keep(),
+            workshop.executors.watch(),
+            status.keep(shutdown.draining),
+            _leave(shutdown, workshop.interruptions),
+            follow_notices(notices_url, shutdown),
+            worker.cut_short(),
+            tidying.keep(),
+        )
+        keeping = [upkeep.create_task(duty) for duty in duties]
         ready()
         try:
             await worker.work()
         finally:
             for task in keeping:
                 task.cancel()
-    await status.write("stopped")
+    await shutdown.unless_over(status.write("stopped"))
     told = ", ".join(f"{number} {name}" for name, number in worker.numbers().items() if name not in ("slots", "running"))
     log.info("Worker %s ends: %s", plan.setup.worker, told)
     if worker.gave_up:
         raise ConfigurationError("The worker could not begin calls any more; the log says why. They went back to their queues.")
+
+
+async def _workshop(parts: _Parts, shutdown: Shutdown) -> Workshop:
+    interruptions = Interruptions()
+    orders = Orders(parts.ledger, parts.poller.lines, ways=Ways(interruptions, shutdown))
+    await orders.read()
+    return Workshop(
+        parts.ledger,
+        parts.executors,
+        Slots(parts.executors.sizes, set(parts.tasks.values())),
+        Scratch(parts.folder, parts.ledger),
+        LeaseKeeper(boottime, shutdown.over),
+        interruptions,
+        orders,
+    )
+
+
+async def _leave(shutdown: Shutdown, interruptions: Interruptions) -> None:
+    await shutdown.leaving.wait()
+    interruptions.leave()
 
 
 def _announce(plan: Plan, parts: _Parts) -> None:

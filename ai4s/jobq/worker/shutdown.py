@@ -1,17 +1,22 @@
-"""How a worker ends: first it takes nothing new, then it gives back what still runs.
+"""How a worker ends, in three steps: it takes nothing new, then it stops what runs, then it waits for nobody any more.
 
-The first signal gives running attempts a grace period, a second one none. What has not begun goes back at once in either case.
+A signal, the time limit and a notice that the machine will go begin the first step, and what runs has most of the grace
+period to finish; the last part of it is for giving back what did not. A second signal leaves at once. What has begun can only
+become shorter, except that a notice may be withdrawn.
 
-Next: `runtime.py`, which listens.
+Next: `runtime.py`, which listens; `preemption.py`, which brings the notices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from enum import Enum
 from typing import Any, TypeVar
 
 from ..clock import boottime
@@ -21,59 +26,157 @@ log = logging.getLogger("ai4s.jobq.worker")
 T = TypeVar("T")
 
 ONE_WISH_SECONDS = 0.5
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Some senders signal a process and then its group, which is one wish and not two."""
+
+LEAVING_SECONDS, PART_FOR_LEAVING = 6.0, 0.3
+"""What is kept of a grace period for stopping attempts and giving them back, at most, and as a part of a short one."""
+
+LEAST_LEAVING_SECONDS = 2.5
+"""What is kept of a shorter one at least: for killing a process, and giving its call back. Where less is left, it is tried."""
+
+SOONER_SECONDS = 1.0
+"""By less than this a notice does not change what is under way: it is repeated, and its time has whole seconds."""
+
+TEARDOWN_SECONDS = 2.0
+"""For closing connections and ending children that are being killed, once the worker is out of time."""
+
+
+class Why(Enum):
+    """What made a worker end: its work is done, somebody stopped it, or it (or its machine) has to make room."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    PREEMPTED = "preempted"
 
 
 class Shutdown:
-    """`draining`: take nothing new. `leaving`: give back what runs. The second follows the first after the grace period."""
+    """`draining`: take nothing new. `leaving`: stop what runs, and give it back. `over`: wait for no answer any more.
 
-    def __init__(self, grace_seconds: float) -> None:
-        self.draining, self.leaving = asyncio.Event(), asyncio.Event()
-        self._grace_seconds = grace_seconds
-        self._timer: asyncio.TimerHandle | None = None
-        self._signalled_at = float("-inf")
+    Only a notice's draining can end again; `ending` is set once there is no way back. `at_last` is called when it is over.
+    """
 
-    def drain(self, reason: str, *, grace_seconds: float | None = None) -> None:
-        """Take nothing new from now on, and leave when the grace period is over."""
-        if self.draining.is_set():
-            return
-        grace = self._grace_seconds if grace_seconds is None else grace_seconds
-        log.info("%s: no new work; what runs has %g s to finish.", reason, grace)
-        self.draining.set()
-        self._timer = asyncio.get_running_loop().call_later(grace, self._leave)
+    def __init__(self, grace_seconds: float, at_last: Callable[[], None] = lambda: None) -> None:
+        self.draining, self.ending, self.leaving, self.over = (asyncio.Event() for _ in range(4))
+        self.why: Why | None = None
+        self._grace_seconds, self._at_last = grace_seconds, at_last
+        self._timers: list[asyncio.TimerHandle] = []
+        self._gone_at = float("inf")
+        self._signalled_at: float | None = None
+        self._turned = asyncio.Event()
 
-    def signalled(self, name: str) -> None:
-        """Drain; for a signal that comes while draining, leave."""
-        if self.draining.is_set():
-            # Some senders signal a process and then its group, which is one wish and not two.
-            if boottime() - self._signalled_at > ONE_WISH_SECONDS:
-                self._leave()
-            return
-        self._signalled_at = boottime()
-        self.drain(f"{name} received")
+    def drain(self, reason: str, why: Why = Why.DONE) -> None:
+        """Take nothing new from now on, and be gone when the grace period is over, or with the machine."""
+        if not self.ending.is_set() or self._gone_at == float("inf"):
+            self.ending.set()
+            self.why = why
+            self._begin(min(self._grace_seconds, self._left_seconds()), reason)
+
+    def finish(self, reason: str) -> None:
+        """Take nothing new from now on, and be gone when what runs has ended; in a hurry only if something else says so."""
+        if not self.ending.is_set():
+            log.info("%s: no new work; the worker is gone when what it runs has ended.", reason)
+            self.ending.set()
+            self.why = self.why or Why.DONE
+            self.draining.set()
+            self._turned.set()
+
+    def notice(self, reason: str, seconds: float) -> None:
+        """The machine goes in so many seconds, unless the notice is withdrawn: take nothing new, and be gone by then.
+
+        May be repeated. To a worker that ends already it only says that there is less time.
+        """
+        if seconds < self._left_seconds() - SOONER_SECONDS and not self.leaving.is_set():
+            self.why = self.why or Why.PREEMPTED
+            self._begin(seconds, reason)
+
+    def withdraw(self, reason: str) -> None:
+        """The machine stays after all: go on, unless something else ends the worker, or it has begun to leave."""
+        if self.draining.is_set() and not self.ending.is_set():
+            log.info("%s: going on.", reason)
+            self._stop_timers()
+            self.why, self._gone_at = None, float("inf")
+            self.draining.clear()
+            self._turned.set()
+
+    async def until_turned(self) -> None:
+        """While draining: wait until it is withdrawn, or final."""
+        while self.draining.is_set() and not self.ending.is_set():
+            self._turned.clear()
+            await self._turned.wait()
+
+    def signalled(self, name: str, why: Why) -> None:
+        """The first signal: drain. A second one: leave."""
+        now = boottime()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            if self.ending.is_set():
+                log.info("%s received: the worker ends already; another one stops what runs.", name)
+            self.drain(f"{name} received", why)
+        elif now - self._signalled_at > ONE_WISH_SECONDS:
+            self._leave()
+            self._at(LEAVING_SECONDS, self._end)
 
     async def unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Await `work`, or cancel it once nothing new is to be taken: then None."""
         return await unless(self.draining, work)
 
+    async def unless_over(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await `work`, or cancel it once the worker is out of time: then None."""
+        return await unless(self.over, work)
+
+    def _begin(self, seconds: float, reason: str) -> None:
+        """Be gone in so many seconds; for giving back there are some in any case."""
+        seconds = max(seconds, LEAST_LEAVING_SECONDS)
+        log.info("%s: no new work; the worker is gone within %g s.", reason, round(seconds, 1))
+        self._stop_timers()
+        self._gone_at = boottime() + seconds
+        self.draining.set()
+        self._turned.set()
+        self._at(seconds - min(LEAVING_SECONDS, max(LEAST_LEAVING_SECONDS, PART_FOR_LEAVING * seconds)), self._leave)
+        self._at(seconds, self._end)
+
     def _leave(self) -> None:
         if not self.leaving.is_set():
-            log.warning("What still runs is given back now.")
+            log.warning("What still runs is stopped and given back now.")
+        self.ending.set()
         self.leaving.set()
+        self._turned.set()
+
+    def _end(self) -> None:
+        if not self.over.is_set():
+            self.over.set()
+            self._at_last()
+
+    def _left_seconds(self) -> float:
+        return self._gone_at - boottime()
+
+    def _at(self, seconds: float, step: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, step))
+
+    def _stop_timers(self) -> None:
+        while self._timers:
+            self._timers.pop().cancel()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Drain on SIGTERM and SIGINT for the length of the block."""
+        """Drain on SIGTERM, by which clusters take a machine back, and on SIGINT, for the length of the block."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self.signalled, number.name)
+        whys = {signal.SIGTERM: Why.PREEMPTED, signal.SIGINT: Why.STOPPED}
+        for number, why in whys.items():
+            loop.add_signal_handler(number, self.signalled, number.name, why)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in whys:
                 loop.remove_signal_handler(number)
-            if self._timer is not None:
-                self._timer.cancel()
+            self._stop_timers()
+
+
+def exit_soon(code: int) -> None:
+    """End this process in `TEARDOWN_SECONDS`, whatever it still waits for: a thread that looks up a name cannot be stopped."""
+    timer = threading.Timer(TEARDOWN_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -83,6 +186,11 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        for task in (working, waiting):
-            task.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
+        await cancel_and_wait(working, waiting)
+
+
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
+    """End what is left of these, so that nothing goes on behind its owner's back."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
 """A worker's status in `workers/<id>`: that it lives, where, and what it has done; all in the blob's metadata.
 
-Written at start and stop, every 15 s while busy and every minute while idle, so that one listing tells of all workers.
+Written at start and stop, when draining or trouble begins or ends, every 15 s while busy and every minute while idle, so that one
+listing tells of all workers. `trouble` says what keeps a worker from its queues, as long as it can still say so.
 
 Next: `client.py`, which looks whether anybody works.
 """
@@ -13,16 +14,22 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from .. import layout
+from ..clock import boottime
 from ..errors import TransportError
 from ..ledger import Ledger
+from ..printable import printable
 from ..version import __version__
 
 log = logging.getLogger("ai4s.jobq.worker")
 
 BUSY_SECONDS, IDLE_SECONDS = 15.0, 60.0
+LOOK_SECONDS = 1.0
+MAX_TROUBLE_CHARS = 300
+"""A blob's metadata holds 8 KiB in all."""
 
 
 def new_worker_id() -> str:
@@ -31,22 +38,37 @@ def new_worker_id() -> str:
     return f"{host or 'host'}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
+class Told(Protocol):
+    """Who tells of a worker: the current counts, with "running" among them, and what is wrong, if anything is."""
+
+    def numbers(self) -> Mapping[str, int]: ...
+
+    def trouble(self) -> str: ...
+
+
 class Status:
-    """Writes the status of one worker; `numbers` gives the current counts, with "running" among them."""
+    """Writes the status of one worker."""
 
-    def __init__(self, ledger: Ledger, worker: str, numbers: Callable[[], Mapping[str, int]]) -> None:
-        self._ledger, self._worker, self._numbers = ledger, worker, numbers
+    def __init__(self, ledger: Ledger, worker: str, told: Told) -> None:
+        self._ledger, self._worker, self._told = ledger, worker, told
 
-    async def keep(self) -> None:
-        """Write it from time to time, for ever."""
+    async def keep(self, draining: asyncio.Event) -> None:
+        """Write it from time to time, for ever, and when draining or trouble begins or ends."""
+        written_at, said = float("-inf"), ("", False)
         while True:
-            await self.write("working")
-            await asyncio.sleep(BUSY_SECONDS if self._numbers()["running"] else IDLE_SECONDS)
+            news = ("draining" if draining.is_set() else "working", bool(self._told.trouble()))
+            pause = BUSY_SECONDS if self._told.numbers()["running"] else IDLE_SECONDS
+            if news != said or boottime() - written_at >= pause:
+                written_at, said = boottime(), news
+                await self.write(news[0])
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def write(self, state: str) -> None:
         """Write it once. It serves onlookers only: a fault is logged, and work goes on."""
         metadata = {"state": state, "pid": str(os.getpid()), "version": __version__}
-        metadata |= {name: str(number) for name, number in self._numbers().items()}
+        metadata |= {name: str(number) for name, number in self._told.numbers().items()}
+        if trouble := self._told.trouble():
+            metadata["trouble"] = printable(trouble).encode("ascii", "replace").decode()[:MAX_TROUBLE_CHARS]
         try:
             await (await self._ledger.store()).put(layout.worker(self._worker), b"", metadata=metadata)
         except TransportError as exc:
