@@ -10,28 +10,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from .client import Client
-from .errors import DeclarationError, ResultTimeout
+from .errors import DeclarationError, MessageError, ResultTimeout
 from .handle import Ending, Handle
 from .ledger import Ledger
 from .running import refuse_to_wait
-from .waiting import Pace, ended
+from .waiting import Pace, ended, retried
 
 R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
 
 VALUES_IN_FLIGHT = 16
 """Outcomes read at a time: enough to hide a request's latency, few enough to leave connections for others."""
 
 
+Runs = dict[tuple[str, int], list[Handle[R]]]
+
+
 class _Rounds(Generic[R]):
     """The handles that have not been seen to end, by client and run."""
 
-    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None) -> None:
-        self.pending: dict[Client, dict[tuple[str, int], list[Handle[R]]]] = defaultdict(lambda: defaultdict(list))
+    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None, *, until_newest: bool) -> None:
+        self._until_newest = until_newest
+        self.pending: dict[Client, Runs[R]] = defaultdict(lambda: defaultdict(list))
         if isinstance(handles, Handle):
             raise TypeError(f"This takes several handles, as in wait([handle]); got {handles!r} alone.")
         for handle in handles:
@@ -43,6 +49,9 @@ class _Rounds(Generic[R]):
 
     def left(self) -> list[Handle[R]]:
         return [handle for runs in self.pending.values() for group in runs.values() for handle in group]
+
+    def rest_seconds(self) -> float | None:
+        return self._pace.rest_seconds()
 
     def pause_seconds(self) -> float:
         return self._pace.pause_seconds(f"{len(self.left())} call(s)")
@@ -58,9 +67,19 @@ class _Rounds(Generic[R]):
         return taken
 
     async def look(self, client: Client, ledger: Ledger) -> set[tuple[str, int]]:
-        found = await ended(ledger, self.pending[client])
+        runs = self.pending[client]
+        looked_at: set[tuple[str, int]] = set()
+
+        async def look(run: tuple[str, int]) -> bool:
+            looked_at.add(run)
+            return await _have_ended(ledger, runs[run])
+
+        found = await ended(ledger, runs, look)
         if not found:
             await client.note_silence(ledger, self._pace.started)
+        if self._until_newest:
+            found -= await _run_again(ledger, runs, found - looked_at)
+        _follow(runs, found)
         return found
 
     def round(self) -> list[Handle[R]]:
@@ -72,11 +91,33 @@ class _Rounds(Generic[R]):
         return [h for client in list(self.pending) for h in self.take(client, await client.arun(partial(self.look, client)))]
 
 
+async def _run_again(ledger: Ledger, runs: Runs[R], found: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Which of the runs that were found to have ended are failures of calls that run again."""
+    suspects = sorted(await retried(ledger, found))
+    have_ended = await _each([runs[run] for run in suspects], partial(_have_ended, ledger))
+    return {run for run, over in zip(suspects, have_ended, strict=True) if not over}
+
+
+def _follow(runs: Runs[R], found: set[tuple[str, int]]) -> None:
+    """Of calls that run again, wait for the newest run from now on."""
+    for run in [run for run, handles in runs.items() if run not in found and handles[0].run != run[1]]:
+        for handle in runs.pop(run):
+            runs[handle.id, handle.run].append(handle)
+
+
+async def _have_ended(ledger: Ledger, handles: list[Handle[R]]) -> bool:
+    """Of handles of one call: whether its newest run has ended; what cannot be read has, and `result` says why."""
+    try:
+        return all([await handle.has_ended(ledger) for handle in handles])
+    except MessageError:
+        return True
+
+
 class Completed(Generic[R]):
     """Handles in the order in which their calls end, by `for` or by `async for`, once."""
 
-    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None = None) -> None:
-        self._rounds = _Rounds(handles, timeout)
+    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None = None, *, until_newest: bool = True) -> None:
+        self._rounds = _Rounds(handles, timeout, until_newest=until_newest)
 
     def __iter__(self) -> Iterator[Handle[R]]:
         while self._rounds.pending:
@@ -96,6 +137,10 @@ class Completed(Generic[R]):
     def left(self) -> list[Handle[R]]:
         """What has not been seen to end."""
         return self._rounds.left()
+
+    def rest_seconds(self) -> float | None:
+        """What is left of the timeout."""
+        return self._rounds.rest_seconds()
 
 
 def as_completed(handles: Iterable[Handle[R]], timeout: float | None = None) -> Completed[R]:
@@ -170,21 +215,24 @@ def gather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
         ResultTimeout: when time is up.
         what `Handle.result` raises for the first of the handles, in their order, that did not succeed.
     """
-    for _ in Completed(handles, timeout):
+    # Failures that run again are found when they are read.
+    completed = Completed(handles, timeout, until_newest=False)
+    for _ in completed:
         pass
     endings: dict[Handle[R], Ending[R]] = {}
     for client, group in _by_client(handles).items():
-        endings.update(zip(group, client.run(partial(_endings, group)), strict=True))
+        endings.update(zip(group, client.run(partial(_endings, group, completed)), strict=True))
     return [endings[handle].unwrap() for handle in handles]
 
 
 async def agather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
     """As `gather`."""
-    async for _ in Completed(handles, timeout):
+    completed = Completed(handles, timeout, until_newest=False)
+    async for _ in completed:
         pass
     endings: dict[Handle[R], Ending[R]] = {}
     for client, group in _by_client(handles).items():
-        endings.update(zip(group, await client.arun(partial(_endings, group)), strict=True))
+        endings.update(zip(group, await client.arun(partial(_endings, group, completed)), strict=True))
     return [endings[handle].unwrap() for handle in handles]
 
 
@@ -195,11 +243,17 @@ def _by_client(handles: Sequence[Handle[R]]) -> dict[Client, list[Handle[R]]]:
     return groups
 
 
-async def _endings(handles: Sequence[Handle[R]], ledger: Ledger) -> list[Ending[R]]:
+async def _endings(handles: Sequence[Handle[R]], completed: Completed[R], ledger: Ledger) -> list[Ending[R]]:
+    # Not without end: somebody may have retried what failed since it was seen to end.
+    return await _each(handles, lambda handle: handle.ending(ledger, completed.rest_seconds()))
+
+
+async def _each(items: Iterable[T], read: Callable[[T], Awaitable[S]]) -> list[S]:
+    """`read` of all items, some at a time."""
     room = asyncio.Semaphore(VALUES_IN_FLIGHT)
 
-    async def one(handle: Handle[R]) -> Ending[R]:
+    async def one(item: T) -> S:
         async with room:
-            return await handle.ending(ledger, None)
+            return await read(item)
 
-    return await asyncio.gather(*map(one, handles))
+    return await asyncio.gather(*map(one, items))

@@ -1,6 +1,7 @@
 """Handles: a call's id and the way back to its outcome, from any process, days later.
 
-A handle holds nothing but an id and a client; outcomes are immutable, so what was read once is kept.
+A handle holds nothing but an id and a client. It means the newest run: of a failed call that was retried, the retry. Outcomes are
+immutable, so a success that was read once is kept.
 Every method that asks the storage has an async twin with the prefix `a`.
 
 Next: `gathering.py` for many at once, `waiting.py` for how it looks, `failures.py` for what it raises.
@@ -15,9 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
+from . import control, layout, reruns
 from .client import Client
 from .codec import codec_of
-from .errors import LeaseLost, Malformed, NotFinished, ResultGone
+from .errors import LeaseLost, Malformed, ResultGone
 from .failures import exception_of
 from .ledger import Ledger
 from .message import Outcome, State
@@ -56,12 +58,21 @@ class Handle(Generic[R]):
     Two handles are equal if they mean the same call. Methods may be called from any thread; `await handle` from any loop.
     """
 
-    def __init__(self, client: Client, call: str, *, run: int = 1, codec: str | None = None, message: Sent | None = None) -> None:
+    def __init__(  # noqa: PLR0913  # it is made in three places of ours, and nowhere else
+        self,
+        client: Client,
+        call: str,
+        *,
+        run: int = 1,
+        codec: str | None = None,
+        message: Sent | None = None,
+        queue: str | None = None,
+    ) -> None:
         self.id = call
         self.run = run
         self.client = client
         self._codec = codec
-        self._message = message
+        self._message, self._queue = message, queue
         self._outcome: Outcome | None = None
 
     def result(self, timeout: float | None = None) -> R:
@@ -99,11 +110,11 @@ class Handle(Generic[R]):
 
     def done(self) -> bool:
         """Whether the call has ended, in whatever way, forgotten included; one look, no waiting."""
-        return self.client.run(self._done)
+        return self.client.run(self.has_ended)
 
     async def adone(self) -> bool:
         """As `done`."""
-        return await self.client.arun(self._done)
+        return await self.client.arun(self.has_ended)
 
     def status(self) -> State | Literal["pending"]:
         """How the call ended, or "pending": waiting or running. One look; raises ResultGone for a forgotten call."""
@@ -116,7 +127,9 @@ class Handle(Generic[R]):
     def cancel(self) -> bool:
         """End the call as cancelled unless it has ended; whether it counts as cancelled now.
 
-        What a worker has begun is not stopped, but its value no longer counts.
+        From then on no value of it counts. If an attempt is running, its worker stops it within 10 s, as long as it reaches the
+        storage: a sync task's process gets SIGTERM, with its subprocesses, and SIGKILL after 5 s; an async task is cancelled.
+        After an error of the storage it may or may not have been cancelled; repeat it, which does what was left undone.
         """
         return self.client.run(self._cancel)
 
@@ -143,16 +156,22 @@ class Handle(Generic[R]):
         return hash(self._identity())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_unpickled, (self.client, self.id, self.run, self._codec))
+        return (_unpickled, (self.client, self.id, {"run": self.run, "codec": self._codec, "queue": self._queue}))
 
-    def _identity(self) -> tuple[str, str, str, int]:
-        return (self.client.place.label, self.client.name, self.id, self.run)
+    def _identity(self) -> tuple[str, str, str]:
+        return (self.client.place.label, self.client.name, self.id)
 
     async def look(self, ledger: Ledger) -> Outcome | None:
-        """The outcome if there is one now; raises ResultGone if it was forgotten."""
-        if self._outcome is None:
-            outcome = await ledger.outcome(self.id, self.run)
-            self._outcome = outcome and self._checked(outcome)
+        """The outcome of the newest run if there is one now; raises ResultGone if it was forgotten.
+
+        A failure is looked at again each time, since somebody may have retried it: one read, if nobody has.
+        """
+        run, outcome = await reruns.newest(ledger, self.id, self.run, self._outcome)
+        outcome = outcome and self._checked(outcome)
+        if run > self.run:
+            self.run, self._outcome, self._message = run, outcome, None
+        elif run == self.run and self._outcome is None:  # else another thread was faster
+            self._outcome = outcome
         return self._outcome
 
     def _checked(self, outcome: Outcome) -> Outcome:
@@ -162,7 +181,8 @@ class Handle(Generic[R]):
             raise Malformed(f"The outcome of call {self.id} is encoded with {outcome.codec!r}, and its task with {self._codec!r}.")
         return outcome
 
-    async def _done(self, ledger: Ledger) -> bool:
+    async def has_ended(self, ledger: Ledger) -> bool:
+        """Whether the newest run has ended, or was forgotten."""
         try:
             return await self.look(ledger) is not None
         except ResultGone:
@@ -185,28 +205,31 @@ class Handle(Generic[R]):
 
     async def _cancel(self, ledger: Ledger) -> bool:
         wanted = Outcome(call=self.id, run=self.run, state=State.CANCELLED, token=secrets.token_hex(8))
-        outcome = self._checked(await ledger.commit(wanted))
-        if outcome.state is State.CANCELLED and self._message is not None:
-            # If a worker has the message, or had, it will find the outcome, or its own will not count.
-            with suppress(LeaseLost):
-                await (await ledger.queue(self._message.queue)).delete(self._message.receipt)
-        self._outcome = outcome
+        outcome = self._checked(await reruns.commit_newest(ledger, wanted))
+        # Also if it was cancelled before: whoever did that may have died before the rest was done.
+        if outcome.state is State.CANCELLED and not await self._take_back(ledger):
+            run = layout.run_id(self.id, outcome.run)
+            queues = self.client.queues if self._queue is None else {self._queue}
+            await asyncio.gather(*(control.tell_cancelled(ledger, queue, run) for queue in sorted(queues)))
+        self.run, self._outcome = outcome.run, outcome
         return outcome.state is State.CANCELLED
 
+    async def _take_back(self, ledger: Ledger) -> bool:
+        """Remove the message if nobody has received it."""
+        if self._message is None:
+            return False
+        with suppress(LeaseLost):
+            await (await ledger.queue(self._message.queue)).delete(self._message.receipt)
+            return True
+        return False
+
     async def _forget(self, ledger: Ledger) -> None:
-        try:
-            outcome = await ledger.outcome(self.id, self.run)
-        except ResultGone:
-            await ledger.forget(self.id, self.run)  # what an earlier one, cut short, may have left
-            raise
-        if outcome is None:
-            raise NotFinished(f"Call {self.id} has no outcome yet: wait for it, or cancel it first.")
-        await ledger.forget(self.id, self.run)
+        await reruns.forget(ledger, self.id)
         self._outcome = None
 
 
-def _unpickled(client: Client, call: str, run: int, codec: str | None) -> Handle[Any]:
-    return Handle(client, call, run=run, codec=codec)
+def _unpickled(client: Client, call: str, known: dict[str, Any]) -> Handle[Any]:
+    return Handle(client, call, **known)
 
 
 def _status(outcome: Outcome | None) -> State | Literal["pending"]:

@@ -52,6 +52,7 @@ class CallOptions:
     retries: int | None = None
     timeout_seconds: float | None = None
     key: str | None = None
+    rerun_failed: bool = False
     lifted: frozenset[str] = frozenset()
 
 
@@ -79,6 +80,7 @@ class CallChanges(TypedDict, total=False):
     retries: int
     timeout: float | timedelta | None
     key: str | None
+    rerun_failed: bool
 
 
 CALL_OPTIONS = tuple(CallChanges.__annotations__)
@@ -108,6 +110,8 @@ def call_options(app: str, base: CallOptions, given: Mapping[str, Any], pool: Po
         made = replace(_CALL_SETTERS[name](app, made, value), lifted=lifted)
     if made.eta is not None and made.countdown_seconds:
         raise DeclarationError("Give countdown (seconds from now) or eta (a moment), not both.")
+    if made.rerun_failed and made.key is None:
+        raise DeclarationError("rerun_failed goes with a key; a call without one is retried by app.dead_letters.retry(id).")
     if made.timeout_seconds is not None:
         _refuse_thread_timeout(pool, has_timeout=True)
     return made
@@ -127,6 +131,7 @@ _CALL_SETTERS: Mapping[str, Callable[[str, CallOptions, Any], CallOptions]] = {
     "retries": lambda app, base, value: replace(base, retries=whole_number("retries", value, least=0)),
     "timeout": lambda app, base, value: replace(base, timeout_seconds=_seconds_or_none("timeout", value)),
     "key": lambda app, base, value: replace(base, key=_key(value)),
+    "rerun_failed": lambda app, base, value: replace(base, rerun_failed=_flag("rerun_failed", value)),
 }
 
 
@@ -181,6 +186,12 @@ def _key(value: object) -> str | None:
         raise DeclarationError(f"key must be a text of 1 to {MAX_KEY_LENGTH} characters; got {value!r}.")
     if value is not None and storable(value) != value:
         raise DeclarationError(f"key must be text that UTF-8 can hold; got {value!r}.")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise DeclarationError(f"{name} must be True or False; got {value!r}.")
     return value
 
 

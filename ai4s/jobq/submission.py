@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from . import layout
+from . import layout, reruns
 from .client import Client
 from .codec import Encoded
-from .errors import HandleAsArgument, KeyConflict, NotSerializable
+from .errors import HandleAsArgument, KeyConflict, NotSerializable, ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
-from .message import Call
+from .message import Call, State
 from .options import CallOptions, TaskOptions
 from .payload import function_payload, python_minor
 from .running import current_or_none
@@ -122,7 +122,8 @@ async def submit(client: Client, order: Order, ledger: Ledger, send: Send = Ledg
     call, delay_seconds = _timed(order, now)
     await client.publish(ledger, order.payloads)
     if order.options.key is not None:
-        return await _submit_keyed(client, ledger, call, partial(send, ledger, delay_seconds=delay_seconds))
+        last = partial(send, ledger, delay_seconds=delay_seconds)
+        return await _submit_keyed(client, ledger, call, last, rerun_failed=order.options.rerun_failed)
     receipt = await send(ledger, call, delay_seconds=delay_seconds)
     return _handle(client, call, receipt)
 
@@ -138,7 +139,7 @@ def _timed(order: Order, now: float) -> tuple[Call, float]:
 
 
 async def _submit_keyed(
-    client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]]
+    client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]], *, rerun_failed: bool
 ) -> Handle[Any]:
     """Claim the key, send unless it was sent; a crash in between is mended by whoever asks again."""
     assert isinstance(call.arguments, bytes)
@@ -151,12 +152,28 @@ async def _submit_keyed(
             "Use another key, or app.handle(id)."
         )
     if record.sent:
-        return _handle(client, call, None)
+        return await _rerun(client, ledger, call, send) if rerun_failed else _handle(client, call, None)
     # Marked, because an earlier claimant may have sent it and died before it could say so.
     receipt = await send(replace(call, resent=True))
     await ledger.mark_key_sent(call.id, digest)
     return _handle(client, call, receipt)
 
 
+async def _rerun(client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]]) -> Handle[Any]:
+    """Send the next run if the newest one has failed; finish what an earlier asker, who was cut short, may have left undone."""
+    try:
+        run, outcome = await reruns.newest(ledger, call.id)
+        if outcome is not None and outcome.state is State.FAILED:
+            run += 1
+        if run == 1:
+            return _handle(client, call, None)
+        failed = await reruns.claim(ledger, await reruns.letter_of(ledger, call, run - 1))
+    except ResultGone:  # then that is what its handle says
+        return _handle(client, call, None)
+    call = await reruns.checkpointed(ledger, replace(call, run=run, resent=True), failed)
+    return _handle(client, call, await reruns.start(ledger, call, failed, send))
+
+
 def _handle(client: Client, call: Call, receipt: Receipt | None) -> Handle[Any]:
-    return Handle(client, call.id, codec=call.codec, message=Sent(call.queue, receipt) if receipt else None)
+    message = Sent(call.queue, receipt) if receipt else None
+    return Handle(client, call.id, run=call.run, codec=call.codec, message=message, queue=call.queue)

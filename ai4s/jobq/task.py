@@ -98,6 +98,7 @@ class Task(Generic[P, D, R]):
             expires: seconds (or a timedelta) from submission, or a moment, after which no attempt begins any more.
             queue, retries, timeout: as for the task.
             key: a text that makes the call idempotent: the same key and arguments give the same call.
+            rerun_failed: with a key: if the call has failed, run it again, as its next run, with the options given now.
 
         Raises DeclarationError for anything else, and for values that cannot be.
         """

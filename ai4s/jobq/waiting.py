@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from . import layout
 from .clock import boottime
@@ -39,6 +40,10 @@ class Pace:
         """Something came: look often again."""
         self._last_news = boottime()
 
+    def rest_seconds(self) -> float | None:
+        """Until time is up; None for never."""
+        return None if self._deadline is None else max(0.0, self._deadline - boottime())
+
     def pause_seconds(self, what: str) -> float:
         """How long to sleep before the next look; raises ResultTimeout once time is up."""
         now = boottime()
@@ -51,15 +56,18 @@ class Pace:
         return min(pause, self._deadline - now)
 
 
-async def ended(ledger: Ledger, runs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Which of these runs (call id, run) have an outcome now."""
+Look = Callable[[tuple[str, int]], Awaitable[bool]]
+
+
+async def ended(ledger: Ledger, runs: Iterable[tuple[str, int]], look: Look | None = None) -> set[tuple[str, int]]:
+    """Which of these runs (call id, run) have an outcome now; `look` tells it of a single one, in place of a plain look."""
     pages: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
     for call, run in runs:
         pages[layout.result_page(call)].append((call, run))
     singles = [each for page, group in pages.items() if page is None or len(group) < LISTING_PAYS_FROM for each in group]
     listed = [page for page, group in pages.items() if page is not None and len(group) >= LISTING_PAYS_FROM]
     room = asyncio.Semaphore(LOOKS_IN_FLIGHT)
-    looks = [_look(ledger, each, room) for each in singles]
+    looks = [_look(look or partial(_is_there, ledger), each, room) for each in singles]
     lists = [_list(ledger, page, pages[page], room) for page in listed]
     tasks = [asyncio.ensure_future(look) for look in (*looks, *lists)]
     try:
@@ -70,13 +78,32 @@ async def ended(ledger: Ledger, runs: Iterable[tuple[str, int]]) -> set[tuple[st
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _look(ledger: Ledger, run: tuple[str, int], room: asyncio.Semaphore) -> set[tuple[str, int]]:
+async def retried(ledger: Ledger, runs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of these ended runs that may have been retried: few are all suspect, to be read one by one; of many a listing tells."""
+    beside: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for call, run in runs:
+        beside[layout.retries_beside(call)].append((call, run))
+    found: set[tuple[str, int]] = set()
+    for prefix, group in beside.items():
+        if len(group) < LISTING_PAYS_FROM:
+            found.update(group)
+        else:
+            asked = {info.name async for info in (await ledger.store()).list(prefix)}
+            found.update((call, run) for call, run in group if layout.retry(call, run + 1) in asked)
+    return found
+
+
+async def _look(look: Look, run: tuple[str, int], room: asyncio.Semaphore) -> set[tuple[str, int]]:
     async with room:
-        try:
-            await (await ledger.store()).head(layout.result(*run))
-        except NotFound:
-            return set()
-        return {run}
+        return {run} if await look(run) else set()
+
+
+async def _is_there(ledger: Ledger, run: tuple[str, int]) -> bool:
+    try:
+        await (await ledger.store()).head(layout.result(*run))
+    except NotFound:
+        return False
+    return True
 
 
 async def _list(ledger: Ledger, page: str, runs: list[tuple[str, int]], room: asyncio.Semaphore) -> set[tuple[str, int]]:
