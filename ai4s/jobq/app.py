@@ -14,20 +14,24 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, Literal, Never, ParamSpec, Protocol, TypeVar, overload
 
-from . import layout
+from . import control, layout, sweeping
 from .background import BackgroundWorker
 from .client import Client
+from .dead_letters import DeadLetters
 from .errors import DeclarationError, Malformed
 from .handle import Handle
+from .ledger import Ledger
 from .message import Backoff
-from .options import task_options
+from .options import seconds, task_options
 from .payload import check_shipped, is_importable
 from .resource import Resource
 from .retry import whole_number
+from .sweeping import DAY_SECONDS, Swept
 from .task import Shipment, Task, check_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Order = Callable[[Ledger, str], Coroutine[Any, Any, None]]
 
 
 class TaskDecorator(Protocol):
@@ -49,11 +53,13 @@ class App:
         ship: local modules that travel with each call that needs them, for workers that lack them.
         signing_keys: keys that sign and verify everything, newest first; without it $JOBQ_SIGNING_KEYS.
         create: make queues and container on first use; off where the right to do so is missing.
+        result_ttl: seconds (or a timedelta), a day at least, after which workers that have nothing to do remove outcomes, with all
+            that was kept for their calls; None keeps them until `forget` or `gc`.
 
     Raises DeclarationError for a bad name or module. A place that cannot be used raises ConfigurationError at first use.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what users write here, by name
         self,
         name: str,
         url: str | None = None,
@@ -61,10 +67,13 @@ class App:
         ship: Iterable[ModuleType] = (),
         signing_keys: Iterable[str] | None = None,
         create: bool = True,
+        result_ttl: float | timedelta | None = None,
     ) -> None:
         keys = None if signing_keys is None else tuple(signing_keys)
         self.name = layout.check_app_name(name)
         self.client = Client(self.name, url, keys, create=create)
+        if result_ttl is not None:
+            self.client.result_ttl_seconds = seconds("result_ttl", result_ttl, least=DAY_SECONDS)
         self.tasks: dict[str, Task[..., Any, Any]] = {}
         self._shipment = Shipment(check_shipped(ship))
         self._origins: dict[str, _Origin] = {}
@@ -121,6 +130,7 @@ class App:
     def _make(self, function: Any, given: dict[str, Any]) -> Task[..., Any, Any]:
         checked = check_function(function)
         options = task_options(self.name, given, is_async=inspect.iscoroutinefunction(checked))
+        self.client.queues.add(options.queue)
         return Task(self.client, checked, declared=options, shipment=self._shipment)
 
     def _refuse_duplicate(self, made: Task[..., Any, Any], origin: _Origin) -> None:
@@ -161,13 +171,23 @@ class App:
         """
         return Resource(function)
 
-    def handle(self, call_id: str) -> Handle[Any]:
-        """A handle of the call with this id, from any process, days later; no request. Raises DeclarationError for no id."""
+    def handle(self, call_id: str, *, queue: str | None = None) -> Handle[Any]:
+        """A handle of the call with this id, from any process, days later; no request. Raises DeclarationError for no id.
+
+        `queue` is the call's, whose workers `cancel` tells; without it, those of all queues that tasks of this app name.
+        """
         try:
             layout.check_call_id(call_id)
         except Malformed as exc:
             raise DeclarationError(f"{exc} It is what handle.id says.") from exc
-        return Handle(self.client, call_id)
+        if queue is not None:
+            layout.check_queue_name(self.name, queue)
+        return Handle(self.client, call_id, queue=queue)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The calls that failed, with their causes: to be listed, retried and purged."""
+        return DeadLetters(self.client)
 
     def worker(self, concurrency: int = 2, *, async_concurrency: int = 200, queues: Iterable[str] = ()) -> BackgroundWorker:
         """A worker process for the length of a `with` block: for a notebook, a test or a program of one file.
@@ -192,6 +212,65 @@ class App:
             concurrency=concurrency,
             async_concurrency=async_concurrency,
         )
+
+    def pause(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """Have the workers of a queue begin nothing new, within 10 s, until `resume`. What runs goes on."""
+        self.client.run(self._order(control.pause, queue))
+
+    async def apause(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """As `pause`."""
+        await self.client.arun(self._order(control.pause, queue))
+
+    def resume(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """Have the workers of a paused queue go on, within 10 s."""
+        self.client.run(self._order(control.resume, queue))
+
+    async def aresume(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """As `resume`."""
+        await self.client.arun(self._order(control.resume, queue))
+
+    def drain(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """Have the workers that serve a queue now begin nothing new, finish what they run, and end with code 0.
+
+        Those that serve other queues too end as well. Workers that start from now on work as ever.
+        """
+        self.client.run(self._order(control.drain, queue))
+
+    async def adrain(self, queue: str = layout.DEFAULT_QUEUE) -> None:
+        """As `drain`."""
+        await self.client.arun(self._order(control.drain, queue))
+
+    def _order(self, what: Order, queue: str) -> Callable[[Ledger], Coroutine[Any, Any, None]]:
+        checked = layout.check_queue_name(self.name, queue)
+        return lambda ledger: what(ledger, checked)
+
+    def gc(self, older_than: float | timedelta, *, payloads: Iterable[str] = ()) -> Swept:
+        """Remove what is old and no longer needed.
+
+        Args:
+            older_than: seconds (or a timedelta), a day at least. Calls whose last outcome is older go, with all that lies there for
+                them: outcomes of all runs, arguments, values, checkpoints, the record of a key.
+            payloads: SHA-256 digests of functions and modules sent by value that no call will need any more.
+
+        Removed too are tombstones, and the statuses of workers that were not heard of for a day. Kept are calls without an
+        outcome, and failed ones whose dead letter nobody has retried or purged. May be repeated, interrupted, and done by
+        several at a time. Returns what was removed. Raises DeclarationError for less than a day, or for what is no digest.
+        """
+        return self.client.run(self._gc(older_than, payloads))
+
+    async def agc(self, older_than: float | timedelta, *, payloads: Iterable[str] = ()) -> Swept:
+        """As `gc`."""
+        return await self.client.arun(self._gc(older_than, payloads))
+
+    def _gc(self, older_than: float | timedelta, payloads: Iterable[str]) -> Callable[[Ledger], Coroutine[Any, Any, Swept]]:
+        older_than_seconds = seconds("older_than", older_than, least=DAY_SECONDS)
+        named = tuple(payloads)
+        try:
+            for sha256 in named:
+                layout.payload(sha256)
+        except Malformed as exc:
+            raise DeclarationError(str(exc)) from exc
+        return lambda ledger: sweeping.gc(ledger, older_than_seconds, named)
 
     def close(self) -> None:
         """Close connections; the next use opens them again. Not needed at the end of a program."""

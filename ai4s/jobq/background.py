@@ -30,6 +30,7 @@ class Assignment:
     url: str
     signing_keys: tuple[str, ...] = field(repr=False)
     create: bool
+    result_ttl_seconds: float | None
     queues: tuple[str, ...]
     modules: tuple[str, ...]
     search_path: tuple[str, ...]
@@ -95,6 +96,7 @@ class BackgroundWorker:
             url=client.url,
             signing_keys=client.keyring.keys,
             create=client.create,
+            result_ttl_seconds=client.result_ttl_seconds,
             queues=self._queues,
             modules=self._modules,
             search_path=tuple(sys.path),

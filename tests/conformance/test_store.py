@@ -285,6 +285,21 @@ def test_a_long_listing_is_whole(run: Run, store: Store, listed: Listed) -> None
     assert [info.name for info in listed("n/")] == names
 
 
+def test_a_listing_in_small_pages_is_the_same(run: Run, store: Store) -> None:
+    """Only the number of requests is another, and how much comes at a time."""
+
+    async def listed(page: int, *, with_metadata: bool) -> list[BlobInfo]:
+        return [info async for info in store.list("x/", with_metadata=with_metadata, page=page)]
+
+    for i in range(7):
+        run(store.put(f"x/{i}", b"", metadata={"i": str(i)}))
+    for with_metadata in (True, False):
+        whole = run(listed(5000, with_metadata=with_metadata))
+        assert len(whole) == 7
+        assert run(listed(3, with_metadata=with_metadata)) == whole
+        assert run(listed(7, with_metadata=with_metadata)) == whole
+
+
 def test_a_listing_survives_changes(run: Run, store: Store) -> None:
     """Blobs that are put and deleted meanwhile do not hide or double those that stay."""
 

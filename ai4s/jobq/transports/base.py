@@ -24,6 +24,9 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_RECEIVE = 32
 """Messages that one receive can return; Azure's limit."""
 
+MAX_PAGE = 5000
+"""Names that one request of a listing can return; Azure's limit."""
+
 MAX_DELAY_SECONDS = 7 * 24 * 3600
 """The longest delay, and the longest lease, that a queue takes; Azure's limit."""
 
@@ -169,8 +172,11 @@ class Store(Protocol):
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a blob. Raises `NotFound` if there is none, `ConditionFailed` if its etag is another."""
 
-    def list(self, prefix: str, *, with_metadata: bool = False) -> AsyncIterator[BlobInfo]:
-        """All blobs whose names begin with `prefix`, in the order of their names, some thousands a request.
+    def list(self, prefix: str, *, with_metadata: bool = False, page: int = MAX_PAGE) -> AsyncIterator[BlobInfo]:
+        """All blobs whose names begin with `prefix`, in the order of their names, at most `page` of them a request.
+
+        A page is asked for when the one before it has been gone through, however much later. To make one of 5,000 with metadata
+        keeps the event loop busy for a second or more; who must not do that asks for smaller ones.
 
         Without `with_metadata` only `name` is sure to be filled in (size 0, etag empty, modified 0): names are much cheaper
         than the rest.

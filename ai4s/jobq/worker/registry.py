@@ -42,6 +42,7 @@ def _loaded(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]
         assert setup.served is not None
         served = setup.served
         client = Client(served.app, served.url, served.signing_keys, create=served.create)
+        client.result_ttl_seconds = served.result_ttl_seconds
         tasks = _tasks_in(served.app, setup.modules)
         for task in tasks.values():
             # What these tasks submit must go where this worker looks, whatever their module says of its app's place.
@@ -53,7 +54,7 @@ def _loaded(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]
 def ready(client: Client, tasks: Mapping[str, Task[..., Any, Any]]) -> Ready:
     """What a child answers once it has loaded these."""
     return Ready(
-        served=Served(client.name, client.url, client.keyring.keys, client.create),
+        served=Served(client.name, client.url, client.keyring.keys, client.create, client.result_ttl_seconds),
         tasks=tuple(f"{name}={task.declared.pool}" for name, task in tasks.items()),
         queues=tuple(dict.fromkeys([DEFAULT_QUEUE, *(task.declared.queue for task in tasks.values())])),
     )

@@ -29,7 +29,7 @@ CONNECTIONS = 100
 CONNECT_SECONDS = 5.0
 """To open a connection; three lost packets of the handshake fit in."""
 
-READ_SECONDS = 12.0
+READ_SECONDS = 10.0
 """Between two pieces of an answer. Answers take milliseconds, a busy account some seconds; a black hole shows here."""
 
 SLOWEST_UPLOAD_BYTES_PER_SECOND = 50_000

@@ -23,7 +23,7 @@ from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from ...errors import AlreadyExists, ConditionFailed, NotFound, TransportError, Unreachable
-from ..base import Blob, BlobInfo
+from ..base import MAX_PAGE, Blob, BlobInfo
 from .blocks import BLOCK_BYTES, upload_in_blocks
 from .retrying import Retrying
 from .translate import error_code, status_of
@@ -162,16 +162,16 @@ class AzureStore:
             await client.get_blob_properties()
             raise
 
-    async def list(self, prefix: str, *, with_metadata: bool = False) -> AsyncIterator[BlobInfo]:
-        """All blobs of a prefix, up to 5,000 a request; each page is repeated by itself."""
+    async def list(self, prefix: str, *, with_metadata: bool = False, page: int = MAX_PAGE) -> AsyncIterator[BlobInfo]:
+        """All blobs of a prefix; each page is repeated by itself."""
         operation = f"list {prefix}* in {self._where}"
         pages: AsyncIterator[AsyncIterator[Any]] = (
-            self._client.list_blobs(name_starts_with=prefix, include=["metadata"]).by_page()
+            self._client.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=page).by_page()
             if with_metadata
-            else self._client.list_blob_names(name_starts_with=prefix).by_page()
+            else self._client.list_blob_names(name_starts_with=prefix, results_per_page=page).by_page()
         )
-        while (page := await self._retrying.repeat(operation, lambda: anext(pages, None))) is not None:
-            async for found in page:
+        while (found_page := await self._retrying.repeat(operation, lambda: anext(pages, None))) is not None:
+            async for found in found_page:
                 yield _info(found, found.name) if with_metadata else BlobInfo(found, 0, "", 0.0)
 
     async def append(self, name: str, data: bytes, *, at: int) -> int:

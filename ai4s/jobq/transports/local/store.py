@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import TransportError
-from ..base import Blob, BlobInfo
+from ..base import MAX_PAGE, Blob, BlobInfo
 from . import files, rows
 from .database import Database, Transaction
 from .files import INLINE_BYTES, Files, Piece
@@ -27,7 +27,6 @@ from .rows import Address, Condition, Content, Put
 
 T = TypeVar("T")
 
-_PAGE = 5000  # names; as many as Azure gives
 _MAX_APPEND_BYTES = 4 * 1024 * 1024
 _MAX_NAME = 1024
 
@@ -93,16 +92,16 @@ class LocalStore:
         if await self.database.write(partial(rows.delete, address=self._address(name), if_match=if_match)):
             self._collect()
 
-    async def list(self, prefix: str, *, with_metadata: bool = False) -> AsyncIterator[BlobInfo]:
+    async def list(self, prefix: str, *, with_metadata: bool = False, page: int = MAX_PAGE) -> AsyncIterator[BlobInfo]:
         """All blobs below a prefix, page by page, each page as of one moment."""
         read_page, after = rows.infos if with_metadata else rows.names, ""
         while True:
-            page = await self.database.read(partial(read_page, container=self.container, prefix=prefix, after=after, limit=_PAGE))
-            for info in page:
+            infos = await self.database.read(partial(read_page, container=self.container, prefix=prefix, after=after, limit=page))
+            for info in infos:
                 yield info
-            if len(page) < _PAGE:
+            if len(infos) < page:
                 return
-            after = page[-1].name
+            after = infos[-1].name
 
     async def append(self, name: str, data: bytes, *, at: int) -> int:
         """Add bytes at the end."""

@@ -1,0 +1,106 @@
+"""What a worker does when it has nothing to do, where its app has a `result_ttl`: a small step of gc, once a minute.
+
+Each step looks at one page of outcomes and removes some of those that are old enough; several workers go through the
+folders in different orders. It stops when work comes, and may be cut off anywhere.
+
+Next: `sweeping.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+
+from .. import layout
+from ..errors import TransportError
+from ..ledger import Ledger
+from ..sweeping import Ended, Folders, Limits, Sweeper, ended_calls
+
+log = logging.getLogger("ai4s.jobq.worker")
+
+PAUSE_SECONDS = 60.0
+
+NAMES_A_STEP = 500
+"""As many as a request brings, so that a step comes to the end of one page at most. To take in more at a time would keep the
+worker from its queues for a moment that calls could feel."""
+
+CALLS_A_STEP = 100
+
+STATUSES_EVERY = 60
+"""Steps between two looks at the statuses of workers."""
+
+
+class Tidying:
+    """Removes what is older than `ttl_seconds`, while `is_idle`; nothing without a `ttl_seconds`."""
+
+    def __init__(self, ledger: Ledger, ttl_seconds: float | None, is_idle: Callable[[], bool]) -> None:
+        self._ledger, self._ttl_seconds, self._is_idle = ledger, ttl_seconds, is_idle
+        self._walk: AsyncIterator[Ended] | None = None
+        self._letters: list[str] = []
+        self._steps = random.randrange(STATUSES_EVERY)
+
+    async def keep(self) -> None:
+        """A step from time to time, for ever."""
+        while self._ttl_seconds is not None:
+            # Not all workers of a fleet at the same moment.
+            await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.8, 1.2))
+            if self._is_idle():
+                await self.step(self._ttl_seconds)
+
+    async def step(self, ttl_seconds: float) -> None:
+        """One step. A fault is logged, and the walk goes on elsewhere the next time."""
+        try:
+            await self._step(ttl_seconds)
+        except TransportError as exc:
+            self._walk = None
+            log.warning("Old outcomes could not be removed, to be tried again: %s", exc)
+
+    async def _step(self, ttl_seconds: float) -> None:
+        store, now = await self._ledger.store(), await self._ledger.transport.server_time()
+        limits = Limits.at(now, ttl_seconds)
+        sweeper = Sweeper(self._ledger, store, limits)
+        self._steps += 1
+        if self._steps % STATUSES_EVERY == 0:
+            await sweeper.sweep_workers()
+            return
+        due = await self._next_due(limits)
+        if due:
+            folders = Folders(store, _common_beginning(due[0].call, due[-1].call), page=NAMES_A_STEP)
+            await sweeper.sweep_calls(self._while_idle(due), folders)
+            log.info("Removed what was kept of %d calls, since their result_ttl is over.", sweeper.counts["calls"])
+
+    async def _while_idle(self, due: list[Ended]) -> AsyncIterator[Ended]:
+        for ended in due:
+            if not self._is_idle():
+                return
+            yield ended
+
+    async def _next_due(self, limits: Limits) -> list[Ended]:
+        """The calls that are old enough among the next ones of the walk: about a page, or fewer if there are enough."""
+        if self._walk is None:
+            prefix = layout.RESULTS + self._next_letter()
+            self._walk = ended_calls((await self._ledger.store()).list(prefix, with_metadata=True, page=NAMES_A_STEP))
+        due: list[Ended] = []
+        names = 0
+        while names < NAMES_A_STEP and len(due) < CALLS_A_STEP:
+            ended = await anext(self._walk, None)
+            if ended is None:
+                self._walk = None
+                break
+            names += len(ended.outcomes)
+            if ended.is_due(limits):
+                due.append(ended)
+        return due
+
+    def _next_letter(self) -> str:
+        """What the clients' names of the next part of the walk begin with. A worker may not live for a whole round."""
+        if not self._letters:
+            self._letters = random.sample(layout.CLIENT_LETTERS, len(layout.CLIENT_LETTERS))
+        return self._letters.pop()
+
+
+def _common_beginning(first: str, last: str) -> str:
+    same = next((length for length, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same]

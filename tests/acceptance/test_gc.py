@@ -1,0 +1,83 @@
+"""gc and `result_ttl` with real workers and real results."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from projects import NewProject, Project, until
+
+from ai4s.jobq import ResultTimeout
+from ai4s.jobq.layout import container_name
+from ai4s.jobq.ledger import Ledger
+from ai4s.jobq.transports.local import LocalTransport
+
+TASKS = """
+from datetime import timedelta
+
+@app.task
+def large(x):
+    current().checkpoint.save(x)
+    return x
+
+@app.task
+def broken():
+    raise ValueError("no")
+"""
+
+LARGE = b"0123456789" * 50_000
+
+
+def make_older(project: Project, days: float) -> None:
+    """All blobs were written so many days earlier."""
+
+    async def make(ledger: Ledger) -> None:
+        assert isinstance(ledger.transport, LocalTransport)
+        statement, values = (
+            "UPDATE blobs SET modified = modified - ? WHERE container = ?",
+            (days * 86_400, container_name(ledger.app)),
+        )
+        await ledger.transport.database.write(lambda transaction: transaction.execute(statement, values))
+
+    project.app.client.run(make)
+
+
+def test_old_results_go_and_failures_stay(new: NewProject) -> None:
+    """With their arguments, values and checkpoints; the app goes on as before."""
+    project = new(TASKS)
+    done, kept = project.task("large").delay(LARGE), project.task("broken").delay()
+    worker = project.worker("--until-empty", "--concurrency", "1", ready=False)
+    assert worker.wait() == 0, worker.log
+    assert done.result(timeout=1) == LARGE
+    make_older(project, days=3)
+
+    assert project.app.gc(timedelta(days=2)).calls == 1
+    assert [name for name in project.names("") if done.id in name or name.startswith(("args/", "values/", "checkpoints/"))] == []
+    assert kept.status() == "failed"
+    assert len(project.dead_letters()) == 1
+    with pytest.raises(ResultTimeout):
+        project.app.handle(done.id).result(timeout=0)
+    again = project.task("large").delay(b"1")
+    assert project.worker("--until-empty", "--concurrency", "1", ready=False).wait() == 0
+    assert again.result(timeout=1) == b"1"
+
+
+@pytest.mark.parametrize("way", ["jobq-worker", "app.worker"])
+def test_an_idle_worker_removes_what_is_past_its_ttl(new: NewProject, way: str) -> None:
+    """By itself, step by step, while it waits for work; so it learns what the app says, however it was started."""
+    project = new(TASKS, options="result_ttl=86_400")
+    handle = project.task("large").delay(b"1")
+    assert project.worker("--until-empty", "--concurrency", "1", ready=False).wait() == 0
+    make_older(project, days=3)
+    assert handle.status() == "succeeded"
+    # A step a minute, over all letters in some order, would take half an hour.
+    hurried = project.folder / "sitecustomize.py"
+    hurried.write_text("import ai4s.jobq.worker.tidying as tidying\ntidying.PAUSE_SECONDS = 0.05\n")
+    if way == "jobq-worker":
+        project.worker("--concurrency", "1", PYTHONPATH=str(project.folder))
+        until(lambda: project.names("results/") == [])
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(project.folder))
+        with project.app.worker(concurrency=1):
+            until(lambda: project.names("results/") == [])
