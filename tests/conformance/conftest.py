@@ -1,4 +1,4 @@
-"""One suite for every transport: each test here runs on a folder and on a real Azurite.
+"""One suite for every transport: each test here runs on a folder, on a real Azurite, and on what tests keep in memory.
 
 A test is a plain function; `run` runs one coroutine of it on the loop to which the transport belongs.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
+from memory_transport import MemoryPlace, MemoryTransport
 
 from ai4s.jobq.transports import open_transport
 from ai4s.jobq.transports.base import BlobInfo, Queue, Store, Transport
@@ -30,9 +31,11 @@ class Run(Protocol):
     def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
-@pytest.fixture(params=["local", "azurite"])
+@pytest.fixture(params=["local", "azurite", "memory"])
 def place_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where the test runs."""
+    if request.param == "memory":
+        return "memory"
     if request.param == "local":
         return f"local://{tmp_path}/place"
     return str(request.getfixturevalue("azurite_url"))
@@ -54,9 +57,12 @@ def run() -> Iterator[Run]:
 @pytest.fixture
 def open_another(run: Run, place_url: str) -> Iterator[Callable[[], Transport]]:
     """Opens the place once more, as another process would; closed at the end."""
+    memory = MemoryPlace()
     with contextlib.ExitStack() as stack:
 
         def open_it() -> Transport:
+            if place_url == "memory":
+                return MemoryTransport(memory)
             transport = run(open_transport(parse_place(place_url)))
             stack.callback(lambda: run(transport.close()))
             return transport
