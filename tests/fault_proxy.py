@@ -39,6 +39,7 @@ class Fault(Enum):
     BLACK_HOLE = auto()  # not carried out, and no answer for as long as the client waits
     BUSY = auto()  # not carried out; 503 ServerBusy
     BROKEN = auto()  # not carried out; 500 InternalError
+    DENIED = auto()  # not carried out; 403, as without a right
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def spoil_all(kind: str, fault: Fault) -> Plan:
 
 
 def at_random(share: float, *, seed: int, faults: Sequence[Fault] = ()) -> Plan:
-    """Spoil this share of all requests, each in one of `faults` (all but black holes if not given)."""
+    """Spoil this share of all requests, each in one of `faults` (all but black holes and denials if not given)."""
     dice = random.Random(seed)
-    ways = faults or [fault for fault in Fault if fault not in (Fault.NONE, Fault.BLACK_HOLE)]
+    ways = faults or [fault for fault in Fault if fault not in (Fault.NONE, Fault.BLACK_HOLE, Fault.DENIED)]
     return lambda request: dice.choice(ways) if dice.random() < share else Fault.NONE
 
 
@@ -257,6 +258,7 @@ def refusal(status: str, code: str) -> bytes:
 REFUSALS = {
     Fault.BUSY: refusal("503 Server Busy", "ServerBusy"),
     Fault.BROKEN: refusal("500 Internal Server Error", "InternalError"),
+    Fault.DENIED: refusal("403 Forbidden", "AuthorizationPermissionMismatch"),
 }
 
 
