@@ -22,8 +22,8 @@ LAYERS = (
     "errors message printable fields retry lifecycle config clock version",
     "codec signing wire spill layout transports ledger",
     (
-        "portal client failures payload options running resource submission task waiting handle gathering background app "
-        "batch workflow schedule"
+        "portal client failures payload options checkpointing running resource submission task waiting reruns control sweeping "
+        "handle gathering letters dead_letters background app batch workflow schedule"
     ),
     "worker",
     "telemetry cli dashboard integrations inline testing",
