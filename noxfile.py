@@ -164,7 +164,8 @@ def docs(session: nox.Session) -> None:
     """Every Python example in README.md, docs/ and the docstrings is run; every link inside the documentation leads somewhere."""
     session.install("-q", "-e", ".", "pytest", "pytest-xdist")
     # The namespace package has no __init__.py, so pytest must be told to name modules by where they can be imported from.
-    run_pytest(session, "-o", "consider_namespace_packages=true", "--doctest-modules", "ai4s/jobq", "tests/test_docs.py")
+    session.run("pytest", "-o", "consider_namespace_packages=true", "--doctest-modules", "ai4s/jobq", env=NO_PLACE)
+    run_pytest(session, "tests/test_docs.py")
 
 
 @nox.session(python=PYTHON)

@@ -455,7 +455,7 @@ BLOBS: dict[str, Hostile] = {
         lambda forge: forge.ended(
             lambda call: forge.framed(deflated_zeros(10 * GIB), flags=COMPRESSED, kind="outcome", subject=layout.run_id(call, 1))
         ),
-        letter("would be larger than"),
+        letter("is larger than a record can be"),
     ),
     "an outcome of another call": Hostile(
         lambda forge: forge.ended(lambda call: forge.outcome(call, of=forge.new_id())), Ends(How.LETTER, "")

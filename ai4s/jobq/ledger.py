@@ -19,7 +19,7 @@ from typing import Any
 
 from . import layout, spill
 from .clock import boottime
-from .errors import AccessDenied, AlreadyExists, ConditionFailed, NotFound, ResultGone, Unreachable
+from .errors import AccessDenied, AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone, Unreachable
 from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import Keyring
 from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Store, Transport
@@ -111,12 +111,18 @@ class Ledger:
 
     # outcomes
 
-    async def record(self, name: str) -> Blob | None:
-        """The blob of a record; None if there is none. Of what cannot be a record, no more is read than one could have."""
+    async def record(self, name: str, *, if_none_match: str | None = None) -> Blob | None:
+        """The blob of a record; None if there is none, or nothing new since that etag. Raises Malformed for one that is too large.
+
+        Anybody who may write to the place can put a blob of any size there: no more of it is read than a record can have.
+        """
         try:
-            return await (await self.store()).get(name, length=MAX_RECORD_BYTES)
+            blob = await (await self.store()).get(name, length=MAX_RECORD_BYTES, if_none_match=if_none_match)
         except NotFound:
             return None
+        if blob is not None and blob.info.size > MAX_RECORD_BYTES:
+            raise Malformed(f"The blob {name!r} is larger than a record can be ({blob.info.size} bytes).")
+        return blob
 
     async def outcome(self, call: str, run: int) -> Outcome | None:
         """The outcome of a run, or None if it has not ended; raises ResultGone if it was forgotten."""
@@ -235,10 +241,7 @@ class Ledger:
     async def control(self, queue: str, *, if_none_match: str | None = None) -> tuple[Control, str] | None:
         """What the workers of a queue are told, and its etag; None if there is nothing, or nothing new since that etag."""
         name = layout.control(queue)
-        try:
-            blob = await (await self.store()).get(name, length=MAX_RECORD_BYTES, if_none_match=if_none_match)
-        except NotFound:
-            return None
+        blob = await self.record(name, if_none_match=if_none_match)
         return None if blob is None else (self.wire.unseal(Control, blob.data, name), blob.info.etag)
 
     async def change_control(self, queue: str, change: Callable[[Control], Control]) -> Control:

@@ -114,6 +114,7 @@ def test_a_call_costs_a_put_a_delete_and_its_share_of_a_receive(project: Project
     """A hundred short calls cost the worker one outcome and one deletion each, and far fewer receives than calls."""
     worker = project.worker("--concurrency", "2", **at(project, worker_side))
     assert project.task("square").delay(3).result(timeout=30) == 9
+    until(lambda: project.depth() == 0, 30, "the first call's message to be gone")
     calls = 100
     before = worker_side.counts()
     handles = [project.task("square").delay(n) for n in range(calls)]

@@ -221,6 +221,18 @@ class Trial:
         except TransportError:
             return -1
 
+    def is_writable(self) -> bool:
+        """Whether the place takes a write now."""
+
+        async def write(ledger: Ledger) -> None:
+            await (await ledger.store()).put("writable", b"")
+
+        try:
+            self.judge.client.run(write)
+        except TransportError:
+            return False
+        return True
+
     def etags(self) -> dict[str, str]:
         """Every outcome's name and ETag."""
 

@@ -68,7 +68,6 @@ class Load:
     size: Size
     over: threading.Event = field(default_factory=threading.Event)
     failed: list[BaseException] = field(default_factory=list)
-    slower: list[float] = field(default_factory=list)
 
     @contextlib.contextmanager
     def going(self) -> Iterator[None]:
@@ -112,25 +111,15 @@ class Load:
         return rates[-1]
 
     def recovery_seconds(self, rate: float) -> float:
-        """How long after now the rate is full again; what was waited, twice the limit, if it is not.
-
-        Where it takes too long, that may be the machine's doing: then the rate that it comes to in the end is taken for full, if
-        that is half of what it was at least; and it is noted.
-        """
-        ended = time.time()
-        rates: dict[float, float] = {}
-        after = 0.0
+        """How long after now the rate is full again; what was waited, twice the limit, if it is not."""
+        ended, after = time.time(), 0.0
         while after < 2 * self.size.limit_seconds:
             while time.time() < ended + after + self.size.window_seconds:
                 time.sleep(0.1)
-            rates[after] = self.rate(ended + after)
-            if rates[after] >= FULL * rate:
-                return after
+            if self.rate(ended + after) >= FULL * rate:
+                break
             after += STEP_SECONDS
-        settled = [found for after, found in rates.items() if after > self.size.limit_seconds]
-        rate = max(rate / 2, sum(settled) / len(settled))
-        self.slower.append(rate)
-        return next((after for after, found in rates.items() if found >= FULL * rate), after)
+        return after
 
 
 def run(lab: Lab, place: str, size: Size) -> Row:
@@ -153,7 +142,6 @@ def run(lab: Lab, place: str, size: Size) -> Row:
         it.until_empty()
         duplicates = size.rounds * len(size.phases()) * WORKERS * SLOTS
         remark = f"{full:.1f} calls/s; full rate again after {', '.join(f'{seconds:.1f}' for seconds in recoveries)} s"
-        remark += "".join(f"; measured by {rate:.1f} calls/s" for rate in load.slower)
         row = it.row(faults=between.spoiled.total(), most_duplicates=duplicates, remark=remark)
         ended = [worker.process.returncode for worker in workers if worker.process.poll() is not None]
     return row.but(*slow, *[f"a worker ended with {code}" for code in ended])

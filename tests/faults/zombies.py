@@ -57,11 +57,18 @@ class Meeting:
         (self.trial.project.folder / f"go-{role}-{self.name}").touch()
 
     def freeze(self) -> list[int]:
-        """Stop the zombie's processes as they are, its supervisor first."""
+        """Stop the zombie's processes as they are, its supervisor first.
+
+        Again if need be: on the local store it may be in the middle of a transaction, and nobody else could do anything.
+        """
         frozen = machine(self.zombie)
-        for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
-        return frozen
+        while True:
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            if self.trial.is_writable():
+                return frozen
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
 
     def successor(self) -> WorkerProcess:
         """Another worker, once it runs all the calls."""

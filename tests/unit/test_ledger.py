@@ -37,6 +37,7 @@ from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.local.queue import LocalQueue
 from ai4s.jobq.transports.local.store import LocalStore
 from ai4s.jobq.transports.place import LocalPlace
+from ai4s.jobq.wire import MAX_RECORD_BYTES
 
 CALL = Call(id=layout.call_id("abcdefgh234567ab", 7), task="proj.f", queue="default", arguments=b"args", sent=1.0)
 DONE = Outcome(call=CALL.id, run=1, state=State.SUCCEEDED, token="a" * 16, value=b"9")
@@ -645,3 +646,15 @@ async def test_who_may_not_create_goes_on_without(tmp_path: Path, monkeypatch: p
         assert await ledger.commit(DONE) == DONE
         with pytest.raises(NotFound):
             await ledger.send(replace(CALL, queue="gpu"))
+
+
+async def test_a_blob_that_is_no_record_is_not_read_whole(tmp_path: Path) -> None:
+    """Whoever may write to the place could otherwise fill the memory of all who look for an outcome."""
+    transport = await LocalTransport.open(LocalPlace(tmp_path))
+    try:
+        ledger = Ledger(transport, "proj", Keyring())
+        await (await ledger.store()).put(layout.result(CALL.id, 1), bytes(MAX_RECORD_BYTES + 1))
+        with pytest.raises(Malformed, match="larger than a record can be"):
+            await ledger.outcome(CALL.id, 1)
+    finally:
+        await transport.close()
