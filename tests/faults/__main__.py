@@ -28,6 +28,7 @@ from harness import Experiment, Lab, Row, run_safely
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ("fault", "place", "calls", "faults", "lost", "unexpected", "duplicated", "bound 3/N", "seconds", "passed", "remark")
+HEAD = (f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |")
 SIZES = ("calls", "faults", "rounds", "workers", "seed")
 """What of an experiment's size can be chosen on the command line."""
 
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
     # Producers and the judge meet the faults too, and say so; the rows say what came of it.
     logging.getLogger("ai4s.jobq").setLevel(logging.CRITICAL)
     rows = []
+    print(*HEAD, sep="\n", flush=True)
     for experiment, place, size in plan(chosen):
         with laboratory() as lab:
             rows.append(run_safely(experiment, lab, place, size))
@@ -103,8 +105,7 @@ def write(output: Path, rows: list[Row]) -> None:
     machine = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     figures = [{**asdict(row), "bound": row.bound, "passed": row.passed} for row in rows]
     output.write_text(json.dumps({"measured on": machine, "rows": figures}, indent=2) + "\n")
-    head = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
-    output.with_suffix(".md").write_text("\n".join([*head, *map(line, rows)]) + "\n")
+    output.with_suffix(".md").write_text("\n".join([*HEAD, *map(line, rows)]) + "\n")
 
 
 if __name__ == "__main__":
