@@ -108,7 +108,7 @@ class ModelWorker(Slow, WorkerProcess):
     async def _load(self, work: Work, execution: Execution) -> None:
         """Go on from the last checkpoint, which is no older than the last one that was surely kept."""
         received, last = execution.received, execution.call.checkpoint
-        answer = await work.serve(Load(work.job.number))
+        answer = await work.serve(Load(work.job.number, 1))
         if answer.done:
             execution.progress = int(Path(work.job.checkpoint_path).read_text("ascii"))  # noqa: ASYNC240  # a few bytes
         if answer.done or last is None:
@@ -118,7 +118,7 @@ class ModelWorker(Slow, WorkerProcess):
         execution.progress += 1
         Path(work.job.checkpoint_path).write_text(str(execution.progress), "ascii")  # noqa: ASYNC240  # a few bytes
         message_id = execution.received.message_id
-        if (await work.serve(Save(work.job.number, Form.VALUE))).done:
+        if (await work.serve(Save(work.job.number, 1, Form.VALUE))).done:
             self.model.claim(execution.progress >= self.model.kept[message_id], "a checkpoint replaces a newer one")
             self.model.kept[message_id] = execution.progress
 
@@ -169,7 +169,7 @@ class Producer(Slow):
 
     def __init__(self, gate: Gate, world: ModelWorld) -> None:
         super().__init__(gate, world)
-        self.model, self.name, self.queues = world, world.app, {QUEUE}
+        self.model, self.name, self.queues, self.instead = world, world.app, {QUEUE}, None
         self.frozen = False
         self.ledger = Ledger(ThroughTransport(world.transport, self), world.app, Keyring())
         self.tasks: list[asyncio.Task[Any]] = []

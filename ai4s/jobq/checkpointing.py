@@ -9,7 +9,10 @@ Next: `worker/checkpoints.py`, the supervisor's side.
 from __future__ import annotations
 
 import asyncio
+import os
 import tarfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,11 +38,12 @@ class Vault(Protocol):
 class Checkpointing:
     """`jobq.current().checkpoint`: what one call keeps for its next attempt. A newer checkpoint takes the place of the older one.
 
-    Each method has an async twin with the prefix `a`, which works on a thread. Use it from one thread or coroutine at a time.
+    Each method has an async twin with the prefix `a`, which works on a thread. Two at a time wait for each other.
     """
 
     def __init__(self, vault: Vault, codec: Codec) -> None:
         self._vault, self._codec = vault, codec
+        self._one_at_a_time = threading.Lock()
 
     def save(self, value: object) -> bool:
         """Keep `value` for the next attempt; durable when this returns.
@@ -50,43 +54,50 @@ class Checkpointing:
 
         Raises:
             NotSerializable: the call's codec cannot encode it.
-            JobQError: this machine's disk is full or cannot be written.
+            JobQError: this machine's disk is full or cannot be written; or this is a fork of the process that runs the task.
 
         Costs two storage requests, and one to remove the older checkpoint: save every minute rather than every second.
         """
-        self._vault.path.write_bytes(self._codec.dumps(value).data)
-        return self._kept(Form.VALUE)
+        data = self._codec.dumps(value).data
+        return self._keep(Form.VALUE, lambda path: path.write_bytes(data))
 
     def load(self, default: Any = None) -> Any:
         """What the last attempt that saved something saved last; `default` if there is nothing, or if it is damaged.
 
         Raises JobQError if a folder was saved.
         """
-        if self._found(Form.VALUE):
-            return self._codec.loads(self._taken())
-        return default
+        with self._one_at_a_time:
+            if not self._found(Form.VALUE):
+                return default
+            data = self._vault.path.read_bytes()
+            self._vault.path.unlink()
+        return self._codec.loads(data)
 
     def save_dir(self, path: str | Path) -> bool:
-        """Keep a folder, with all that is in it, for the next attempt; else as `save`."""
-        folder = Path(path)
+        """Keep a folder, with all that is in it, for the next attempt; else as `save`.
+
+        Links are kept as links, if they are relative and stay within the folder. Nothing may write there meanwhile.
+
+        Raises JobQError, besides, for what is no folder, changes while it is read, or holds what could not be restored: other
+        links, devices, pipes.
+        """
+        folder = Path(path).resolve()
         if not folder.is_dir():
-            raise JobQError(f"save_dir wants a folder; {str(folder)!r} is none.")
-        with tarfile.open(self._vault.path, "w") as archive:
-            archive.add(folder, arcname=".")
-        return self._kept(Form.FOLDER)
+            raise JobQError(f"save_dir wants a folder; {str(path)!r} is none.")
+        return self._keep(Form.FOLDER, lambda packed: _pack(folder, packed))
 
     def restore_dir(self, path: str | Path) -> bool:
         """Put the last folder saved at `path`, which is made if need be, over what is there; whether there was one.
 
         Raises JobQError if a value was saved.
         """
-        if not self._found(Form.FOLDER):
-            return False
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(self._vault.path) as archive:
-            archive.extractall(folder, filter="data")
-        self._vault.path.unlink()
+        with self._one_at_a_time:
+            if not self._found(Form.FOLDER):
+                return False
+            folder = Path(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            _unpack(self._vault.path, folder)
+            self._vault.path.unlink()
         return True
 
     async def asave(self, value: object) -> bool:
@@ -105,11 +116,17 @@ class Checkpointing:
         """As `restore_dir`."""
         return await asyncio.to_thread(self.restore_dir, path)
 
-    def _kept(self, form: Form) -> bool:
-        try:
-            return self._vault.save(form)
-        finally:
-            self._vault.path.unlink(missing_ok=True)
+    def _keep(self, form: Form, write: Callable[[Path], object]) -> bool:
+        path = self._vault.path
+        with self._one_at_a_time:
+            try:
+                write(path)
+                return self._vault.save(form)
+            except OSError as exc:
+                told = f"The checkpoint could not be written ({exc}): a folder must not change meanwhile, and TMPDIR needs room."
+                raise JobQError(told) from exc
+            finally:
+                path.unlink(missing_ok=True)
 
     def _found(self, wanted: Form) -> bool:
         form = self._vault.load()
@@ -118,7 +135,37 @@ class Checkpointing:
             raise JobQError(f"The last checkpoint holds a {form}: take it with {right}.")
         return form is not None
 
-    def _taken(self) -> bytes:
-        data = self._vault.path.read_bytes()
-        self._vault.path.unlink()
-        return data
+
+def _pack(folder: Path, packed: Path) -> None:
+    with tarfile.open(packed, "w") as archive:
+        archive.add(folder, arcname=".", filter=_restorable)
+
+
+def _restorable(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member, if `restore_dir` will take it, wherever that puts it."""
+    return _checked(member, Path("/anywhere"))
+
+
+def _unpack(packed: Path, folder: Path) -> None:
+    root = folder.resolve()
+    with tarfile.open(packed) as archive:
+        # Python's own filters, which came with 3.11.4, are not there on every machine; where they are, one must be named.
+        archive.extraction_filter = staticmethod(lambda member, path: member)
+        archive.extractall(root, members=(_checked(member, root) for member in archive))
+
+
+def _checked(member: tarfile.TarInfo, root: Path) -> tarfile.TarInfo:
+    """The member as this user's; raises JobQError for what is no file, folder or link, or would lie or lead out of `root`."""
+    path = root / member.name
+    aims = [path]
+    if member.issym():
+        aims.append(path.parent / member.linkname)
+    if member.islnk():
+        aims.append(root / member.linkname)
+    is_known = member.isreg() or member.isdir() or len(aims) > 1
+    if not is_known or not all(aim.resolve().is_relative_to(root) for aim in aims):
+        raise JobQError(
+            f"A checkpoint cannot hold {member.name!r}: only files, folders, and relative links that stay within the folder."
+        )
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    return member

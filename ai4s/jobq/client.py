@@ -107,7 +107,7 @@ class Client:
         self.result_ttl_seconds: float | None = None
         """After how long workers of this app may remove outcomes."""
         self.instead: Callable[[Any], Any] | None = None
-        """What is done with a call in place of sending it; None outside tests."""
+        """Does what sends calls, and has a step of its own in place of the sending; None outside tests."""
 
     @cached_property
     def url(self) -> str:
@@ -122,8 +122,9 @@ class Client:
     @cached_property
     def place(self) -> Place:
         """The place; raises ConfigurationError for a URL that is none."""
+        url = self.url
         try:
-            place = parse_place(self.url)
+            place = parse_place(url)
         except ConfigurationError as exc:
             source = f"The url of the app {self.name!r}" if self._given_url else "JOBQ_URL"
             raise ConfigurationError(f"{source}: {exc}") from None

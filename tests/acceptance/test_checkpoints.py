@@ -5,8 +5,12 @@ Next: `../unit/test_checkpoints.py` for the faults between any two requests; `te
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from projects import NewProject, peak_memory, until
+
+from ai4s.jobq import CallTimedOut
 
 STEPS = """
     @app.task(max_deaths=2)
@@ -95,3 +99,77 @@ def test_a_call_finds_no_checkpoint_of_another(new: NewProject) -> None:
     assert project.task("climb").delay(3).result(60) == 3
     assert project.task("climb").delay(3).result(60) == 3
     assert project.lines("attempts") == ["0", "2", "0", "2"]
+
+
+UNRULY = """
+    @app.task
+    async def two_at_a_time():
+        checkpoint = current().checkpoint
+        return await asyncio.gather(checkpoint.asave(1), checkpoint.asave(2)), await checkpoint.aload() in (1, 2)
+
+    @app.task(timeout=0.5, max_deaths=1)
+    async def never_done():
+        while True:
+            await current().checkpoint.asave(b"x" * 3_000_000)
+
+    @app.task(timeout=30)
+    async def save_once():
+        return await current().checkpoint.asave(1)
+
+    @app.task
+    def save_in_a_fork():
+        if os.fork() == 0:
+            try:
+                current().checkpoint.save(1)
+            except Exception as exc:
+                note("fork", exc)
+            os._exit(0)
+        os.wait()
+        return current().checkpoint.save(2)
+"""
+
+
+def test_what_one_call_does_with_its_checkpoints_harms_no_other(new: NewProject) -> None:
+    """Two saves at a time, saves that are cut off by timeouts, more often than a process has threads, and saves in a fork."""
+    project = new(UNRULY)
+    project.worker("--concurrency", "1")
+    assert project.task("two_at_a_time").delay().result(60) == ([True, True], True)
+    cut_off = [project.task("never_done").delay() for _ in range(12)]
+    for handle in cut_off:
+        with pytest.raises(CallTimedOut):
+            handle.result(60)
+    assert project.task("save_once").delay().result(60) is True
+    assert project.task("save_in_a_fork").delay().result(60) is True
+    assert "not for a fork" in project.lines("fork")[0]
+
+
+def test_a_task_may_save_when_it_gets_its_signal(new: NewProject) -> None:
+    """A program that knows only SIGTERM saves in the moment that it is stopped, and its next attempt goes on from there."""
+    project = new("""
+        class Stopped(BaseException):
+            pass
+
+        def stop(number, frame):
+            raise Stopped
+
+        @app.task
+        def run():
+            found = current().checkpoint.load("nothing")
+            if found != "nothing":
+                return found
+            signal.signal(signal.SIGTERM, stop)
+            note("running", os.getpid())
+            try:
+                time.sleep(1000)
+            except Stopped:
+                note("saved", current().checkpoint.save("at the last moment"))
+                raise
+    """)
+    handle = project.task("run").delay()
+    worker = project.worker("--grace", "4s")
+    until(lambda: project.lines("running"))
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 75
+    assert project.lines("saved") == ["True"]
+    project.worker()
+    assert handle.result(60) == "at the last moment"

@@ -454,3 +454,24 @@ def test_a_child_that_does_not_end_holds_nobody_up(new: NewProject) -> None:
     assert worker.wait() == PREEMPTED, worker.log
     assert time.monotonic() - began < GRACE_SECONDS + TEARDOWN_SECONDS + BUSY_SECONDS
     until(lambda: not any(alive(child) for child in children), 10, "the end of its children")
+
+
+def test_what_never_began_is_not_charged(new: NewProject) -> None:
+    """Workers that have to go again and again while their children still import: the call runs in its first attempt."""
+    project = new("""
+        if "ai4s.jobq.worker.child" in " ".join(sys.orig_argv) and not (HERE / "quick").exists():
+            time.sleep(3)
+
+        @app.task
+        async def attempt():
+            return current().attempt
+    """)
+    handle = project.task("attempt").delay()
+    for _ in range(6):
+        worker = project.worker("--grace", "0s")
+        until(lambda: project.visible() == 0)
+        worker.signal(signal.SIGTERM)
+        worker.wait()
+    (project.folder / "quick").touch()
+    project.worker()
+    assert handle.result(60) == 1

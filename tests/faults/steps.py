@@ -37,7 +37,7 @@ from failure_points import (
 from harness import Experiment, Lab, Row
 from scenarios import CALL, DIED, LARGE, LATE, Scenario, comes_to, play, raised, returned, writes_a_large_value
 
-from ai4s.jobq import Handle, layout
+from ai4s.jobq import Handle, layout, reruns
 from ai4s.jobq.client import Client
 from ai4s.jobq.dead_letters import DeadLetters
 from ai4s.jobq.errors import Unreachable
@@ -242,13 +242,13 @@ class Steps:
     async def __call__(self, process: WorkerProcess, job: Job) -> Ending:
         path, app = Path(job.checkpoint_path), process.here.app
         assert process.serve is not None
-        found = await process.serve(Load(job.number))
+        found = await process.serve(Load(job.number, 1))
         reached = int(path.read_text()) if found.done else 0  # noqa: ASYNC240  # some bytes
         assert reached >= self._kept.get(app, 0), "a checkpoint that was surely kept is lost"
         if reached < self._steps:
             reached += 1
             path.write_text(str(reached))  # noqa: ASYNC240  # some bytes
-            if (await process.serve(Save(job.number, Form.VALUE))).done:
+            if (await process.serve(Save(job.number, 1, Form.VALUE))).done:
                 self._kept[app] = reached
         if reached == self._steps:
             return returned(str(reached).encode())
@@ -357,7 +357,8 @@ def at_once() -> Iterator[None]:
     async def no_time(seconds: float) -> None:
         await sleep(0)
 
-    with mock.patch.object(asyncio, "sleep", no_time), mock.patch.object(schema, "connect", hasty):
+    pauses, claims = mock.patch.object(asyncio, "sleep", no_time), mock.patch.object(reruns, "CLAIM_SECONDS", 0)
+    with pauses, claims, mock.patch.object(schema, "connect", hasty):
         yield
 
 

@@ -55,7 +55,7 @@ class Steps:
 
     async def _load(self, process: WorkerProcess, job: Job) -> int:
         assert process.serve is not None
-        answer = await process.serve(Load(job.number))
+        answer = await process.serve(Load(job.number, 1))
         reached = int(read(job)) if answer.done else 0
         assert reached >= self.kept.get(process.here.app, 0), "a checkpoint that was surely kept is lost"
         self.loaded.append(reached)
@@ -64,7 +64,7 @@ class Steps:
     async def _save(self, process: WorkerProcess, job: Job, reached: int) -> None:
         assert process.serve is not None
         write(job, str(reached))
-        answer = await process.serve(Save(job.number, Form.VALUE))
+        answer = await process.serve(Save(job.number, 1, Form.VALUE))
         if answer.done:
             self.kept[process.here.app] = reached
 
@@ -125,7 +125,7 @@ async def test_a_zombies_checkpoint_never_takes_its_successors_place(tmp_path: P
         async def save(process: WorkerProcess, job: Job, what: str) -> None:
             assert process.serve is not None
             write(job, what)
-            saved.append((what, (await process.serve(Save(job.number, Form.VALUE))).done))
+            saved.append((what, (await process.serve(Save(job.number, 1, Form.VALUE))).done))
 
         async def zombie(process: WorkerProcess, job: Job) -> Ending:
             zombie_runs.set()
@@ -149,7 +149,7 @@ async def test_a_zombies_checkpoint_never_takes_its_successors_place(tmp_path: P
 
         async def third(process: WorkerProcess, job: Job) -> Ending:
             assert process.serve is not None
-            assert (await process.serve(Load(job.number))).form is Form.VALUE
+            assert (await process.serve(Load(job.number, 1))).form is Form.VALUE
             found.append(read(job))
             return returned()
 

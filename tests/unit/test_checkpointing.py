@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from ai4s.jobq import current
 from ai4s.jobq.checkpointing import Checkpointing
 from ai4s.jobq.codec import codec_named
 from ai4s.jobq.errors import JobQError, NotSerializable
+from ai4s.jobq.message import Form
 from ai4s.jobq.running import RunningCall, Support, running
 
 CALL = RunningCall(id="abcdefgh234567ab-000000000007", run=1, attempt=1, task="t", queue="default", worker="w", root="r")
@@ -122,3 +126,62 @@ def test_only_the_running_call_has_one(checkpoint: Checkpointing) -> None:
         assert current().checkpoint is checkpoint
     with pytest.raises(JobQError, match="only inside the running task"):
         _ = CALL.checkpoint
+
+
+@pytest.mark.parametrize("aim", ["/etc/passwd", "../outside"])
+def test_links_out_of_a_folder_are_refused_when_it_is_saved(checkpoint: Checkpointing, tmp_path: Path, aim: str) -> None:
+    """And not when it is restored, where nobody could do anything about it any more."""
+    (tmp_path / "in").mkdir()
+    Path(tmp_path / "in" / "latest").symlink_to(aim)
+    with pytest.raises(JobQError, match="latest"):
+        checkpoint.save_dir(tmp_path / "in")
+    assert checkpoint.load() is None
+
+
+def test_pipes_in_a_folder_are_refused(checkpoint: Checkpointing, tmp_path: Path) -> None:
+    """They cannot be kept."""
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "pipe")
+    with pytest.raises(JobQError, match="pipe"):
+        checkpoint.save_dir(tmp_path / "in")
+
+
+def test_a_link_to_a_folder_is_saved_as_that_folder(checkpoint: Checkpointing, tmp_path: Path) -> None:
+    """As is common on clusters, where results lie on another disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("text")
+    Path(tmp_path / "out").symlink_to("disk")
+    assert checkpoint.save_dir(tmp_path / "out") is True
+    assert checkpoint.restore_dir(tmp_path / "restored") is True
+    assert (tmp_path / "restored" / "file").read_text() == "text"
+
+
+def test_what_leads_out_of_the_folder_is_not_restored(checkpoint: Checkpointing, vault: FolderVault, tmp_path: Path) -> None:
+    """Whoever can write to the place could otherwise write anywhere on the worker."""
+    vault.path.write_bytes(packed("../stolen"))
+    vault.save(Form.FOLDER)
+    with pytest.raises(JobQError, match="stolen"):
+        checkpoint.restore_dir(tmp_path / "out")
+    assert not (tmp_path / "stolen").exists()
+
+
+def packed(name: str) -> bytes:
+    """A tar file with one file of this name in it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+def test_a_disk_that_does_not_take_it_is_told(tmp_path: Path) -> None:
+    """With what to do about it, and nothing half-written."""
+    checkpoint = Checkpointing(FolderVault(tmp_path / "missing"), codec_named("cloudpickle"))
+    with pytest.raises(JobQError, match="TMPDIR needs room"):
+        checkpoint.save(1)
+
+
+def test_two_saves_at_a_time_wait_for_each_other(checkpoint: Checkpointing) -> None:
+    """They pass by the same file."""
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(checkpoint.save, ["x" * size for size in range(0, 200_000, 1_000)]))
+    assert set(checkpoint.load()) == {"x"}

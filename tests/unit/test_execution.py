@@ -6,6 +6,7 @@ import asyncio
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -154,8 +155,8 @@ def job(function: Any, *args: object, folder: Path | None = None, **kwargs: obje
     return Job(3, call, *(str((folder or Path("/nonexistent")) / name) for name in ("3.out", "3.checkpoint")))
 
 
-def _unasked(request: Save | Load) -> Answer:
-    raise AssertionError(f"nobody saves anything here, and yet: {request}")
+def _unasked(request: Callable[[int], Save | Load]) -> Answer:
+    raise AssertionError(f"nobody saves anything here, and yet: {request(1)}")
 
 
 def execution() -> Execution:

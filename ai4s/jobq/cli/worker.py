@@ -46,9 +46,10 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])", str(value).lower())
-        if not match:
-            self.fail(f"{value!r} is no size; write 500m or 2g.", param, ctx)
-        return int(float(match[1]) * SIZES[match[2]])
+        size = int(float(match[1]) * SIZES[match[2]]) if match else 0
+        if size < SIZES["m"]:
+            self.fail(f"{value!r} is no size of 1m or more; write 500m or 2g.", param, ctx)
+        return size
 
 
 OPTIONS = (

@@ -147,7 +147,7 @@ class Attempts:
                     began = self._leases.clock()
                     checkpoints = Checkpoints(self._ledger, attempt, files.checkpoint)
                     happening = await self._outcome_of(attempt, files, checkpoints)
-                    attempt = replace(attempt, call=checkpoints.call)
+                    attempt = replace(attempt, call=await checkpoints.finish())
                     # Settling needs the value's file, and holds the slot: what is not durable is not done.
                     await self._settlement.settle(attempt, happening, ran_from=began)
         except Closed:

@@ -8,13 +8,14 @@ Next: `../checkpointing.py`, the task's side.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import AccessDenied, LeaseLost, MessageError, Unreachable
 from ..ledger import Ledger
-from ..message import Checkpoint, Form
+from ..message import Call, Checkpoint, Form
 from ..printable import printable
 from .jobs import Answer, Load, Save
 from .settlement import Attempt, drop_checkpoint
@@ -29,6 +30,7 @@ class Checkpoints:
         self.call = attempt.call
         self._ledger, self._attempt, self._path = ledger, attempt, path
         self._number = 0
+        self._naming: asyncio.Task[None] | None = None
 
     async def serve(self, request: Save | Load) -> Answer:
         """Save what lies at the path, or put the last checkpoint there."""
@@ -37,11 +39,17 @@ class Checkpoints:
                 return await self._load(request)
             await self._save(request.form)
         except OSError as exc:
-            return Answer(request.number, done=False, problem=f"The worker's scratch folder failed: {exc}")
+            return Answer(request.request, done=False, problem=f"The worker's scratch folder failed: {exc}")
         except (LeaseLost, Unreachable, AccessDenied) as exc:
             log.warning("A checkpoint of call %s may be lost: %s", self.call.id, exc)
-            return Answer(request.number, done=False)
-        return Answer(request.number, done=True)
+            return Answer(request.request, done=False)
+        return Answer(request.request, done=True)
+
+    async def finish(self) -> Call:
+        """Wait for a name that is on its way into the message; returns the call with the newest checkpoint that is surely kept."""
+        if self._naming is not None:
+            await asyncio.wait((self._naming,))
+        return self.call
 
     async def _save(self, form: Form) -> None:
         attempt, lease = self._attempt, self._attempt.lease
@@ -54,20 +62,26 @@ class Checkpoints:
             deaths=self.call.deaths,
             preemptions=self.call.preemptions,
         )
-        newer, older = replace(self.call, checkpoint=made), self.call.checkpoint
+        older = self.call.checkpoint
+        # Not to be stopped together with the job: a renewal whose answer nobody reads voids the receipt.
+        self._naming = asyncio.create_task(self._name(made))
+        await asyncio.shield(self._naming)
+        if older is not None:
+            await drop_checkpoint(self._ledger, self.call, older)
+
+    async def _name(self, made: Checkpoint) -> None:
+        attempt, lease, newer = self._attempt, self._attempt.lease, replace(self.call, checkpoint=made)
         _, text = await self._ledger.sealed(replace(newer, mark=attempt.token if attempt.redelivered else None))
         await lease.patiently(lambda: lease.renew(text))
         self.call = newer
-        if older is not None:
-            await drop_checkpoint(self._ledger, self.call, older)
 
     async def _load(self, request: Load) -> Answer:
         last = self.call.checkpoint
         if last is None:
-            return Answer(request.number, done=False)
+            return Answer(request.request, done=False)
         try:
             await self._attempt.lease.patiently(lambda: self._ledger.checkpoint_to(self.call.id, last, self._path))
         except MessageError as exc:
             log.error("Call %s begins anew, since its checkpoint cannot be used: %s", self.call.id, printable(str(exc)))
-            return Answer(request.number, done=False)
-        return Answer(request.number, done=True, form=last.form)
+            return Answer(request.request, done=False)
+        return Answer(request.request, done=True, form=last.form)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
 import queue
 import signal
@@ -18,11 +19,12 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, JobQError
 from ..message import Pool
 from ..printable import redacted
 from .execution import Desk, Execution, Functions
@@ -42,6 +44,8 @@ class Channel:
         self._file = connection.makefile("rb")
         self._lock = threading.Lock()
         self._asked: dict[int, Future[Answer]] = {}
+        self._requests = itertools.count(1)
+        self._process = os.getpid()
 
     def receive(self) -> Any:
         """The next message, or None at the end."""
@@ -54,15 +58,19 @@ class Channel:
         with self._lock:
             self._connection.sendall(to_frame(message))
 
-    def ask(self, request: Save | Load) -> Answer:
-        """Send a job's request and wait for its answer; each job has one at a time."""
-        answer = self._asked[request.number] = Future()
-        self.send(request)
+    def ask(self, request: Callable[[int], Save | Load]) -> Answer:
+        """Send a request, made of its number, and wait for its answer. Raises JobQError in a fork, where none would come."""
+        if os.getpid() != self._process:
+            raise JobQError("A checkpoint is for the process that runs the task, and not for a fork of it.")
+        number = next(self._requests)
+        answer = self._asked[number] = Future()
+        self.send(request(number))
         return answer.result()
 
     def answered(self, answer: Answer) -> None:
         """Hand an answer to who asked."""
-        self._asked.pop(answer.number).set_result(answer)
+        if asked := self._asked.pop(answer.request, None):
+            asked.set_result(answer)
 
 
 def main(descriptor: int, watched: int) -> Channel:
@@ -184,18 +192,21 @@ class _LoopServer:
 
     def __init__(self, channel: Channel, execution: Execution, threads: ThreadPoolExecutor) -> None:
         self.running: dict[int, asyncio.Task[None]] = {}
+        self._on_threads: set[int] = set()
         self._channel, self.execution, self._threads = channel, execution, threads
 
     def take(self, message: Job | Cancel) -> None:
         """Begin a job, or cancel one."""
         if isinstance(message, Job):
             self.running[message.number] = asyncio.create_task(self._run(message))
-        elif message.number in self.running:
+        elif message.number in self.running and message.number not in self._on_threads:
+            # A thread cannot be stopped: either it ends in time by itself, or this process is ended.
             self.running[message.number].cancel()
 
     async def _run(self, job: Job) -> None:
         try:
             if job.call.pool is Pool.THREAD:
+                self._on_threads.add(job.number)
                 loop = asyncio.get_running_loop()
                 report = await loop.run_in_executor(self._threads, self.execution.run, job)
             else:
@@ -206,6 +217,7 @@ class _LoopServer:
             os._exit(REPORT_LOST)
         finally:
             del self.running[job.number]
+            self._on_threads.discard(job.number)
 
 
 if __name__ == "__main__":

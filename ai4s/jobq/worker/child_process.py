@@ -16,7 +16,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import Malformed
 from .jobs import (
@@ -35,7 +35,7 @@ from .jobs import (
     from_body,
     to_frame,
 )
-from .memory import held_bytes, kernel_kills
+from .memory import kernel_kills
 from .shutdown import cancel_and_wait
 
 log = logging.getLogger("ai4s.jobq.worker")
@@ -60,11 +60,11 @@ Serve = Callable[[Save | Load], Awaitable[Answer]]
 
 @dataclass(slots=True)
 class _Running:
-    """A job in a child: its report to come, who serves its requests, and the one that is being served."""
+    """A job in a child: its report to come, who serves its requests, and those that are being served."""
 
     report: asyncio.Future[Report]
     serve: Serve
-    serving: asyncio.Task[None] | None = None
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Child:
@@ -73,7 +73,7 @@ class Child:
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, setup: ChildSetup) -> None:
         self.setup = setup
         self.load = 0  # jobs that its owner has promised to it
-        self.begun = 0  # jobs that it has ever been given
+        self.given = 0  # jobs that it was ever promised
         self._jobs: dict[int, _Running] = {}
         self._process, self._reader, self._writer = process, reader, writer
         self._killed = False
@@ -129,7 +129,6 @@ class Child:
         """
         running = _Running(asyncio.get_running_loop().create_future(), serve)
         self._jobs[job.number] = running
-        self.begun += 1
         try:
             if not self.alive:
                 raise ChildDied("it had ended before", on_purpose=True, jobs=1)
@@ -137,8 +136,7 @@ class Child:
             return await running.report
         finally:
             self._jobs.pop(job.number, None)
-            if running.serving is not None:
-                await cancel_and_wait(running.serving)
+            await cancel_and_wait(*running.serving)
 
     def tell(self, notice: Notice) -> None:
         """Have its jobs know whether the worker is about to end."""
@@ -150,9 +148,10 @@ class Child:
         if self.alive:
             self._writer.write(to_frame(Cancel(job.number)))
 
-    def held_bytes(self, *, with_descendants: bool) -> int:
-        """The memory that it holds."""
-        return held_bytes(self._process.pid, with_descendants=with_descendants)
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def condemn(self, cause: str) -> None:
         """End it at once, as a death of what it runs, with this cause."""
@@ -226,15 +225,25 @@ class Child:
         assert isinstance(message, Report | Save | Load)
         running = self._jobs.get(message.number)
         if running is None or running.report.done():
-            return
-        if isinstance(message, Report):
+            if not isinstance(message, Report):
+                self._answer(Answer(message.request, done=False))  # of a job that is over; its thread waits all the same
+        elif isinstance(message, Report):
             running.report.set_result(message)
         else:
-            running.serving = asyncio.create_task(self._serve_request(running.serve, message))
+            serving = asyncio.create_task(self._serve_request(running.serve, message))
+            running.serving.add(serving)
+            serving.add_done_callback(running.serving.discard)
 
     async def _serve_request(self, serve: Serve, request: Save | Load) -> None:
-        answer = await serve(request)
-        if self.alive:
+        answer = Answer(request.request, done=False)
+        try:
+            answer = await serve(request)
+        finally:
+            self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
+        # Also while it is being ended: a task may save when it gets its SIGTERM.
+        if self._serving is not None and not self._serving.done():
             self._writer.write(to_frame(answer))
 
     async def _receive(self) -> Frame:

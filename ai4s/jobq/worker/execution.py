@@ -80,12 +80,16 @@ def _unpickled(job: Job) -> Found:
     return Found(made.function, made.policy, codec_of(job.call.codec))
 
 
+Ask = Callable[[Callable[[int], Save | Load]], Answer]
+"""Sends a request, which is made of the number that it gets, and waits for the answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
     """Whom jobs here work for: the worker's id, and how to ask it for something."""
 
     worker: str
-    ask: Callable[[Save | Load], Answer]
+    ask: Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +98,17 @@ class JobVault:
 
     number: int
     path: Path
-    ask: Callable[[Save | Load], Answer]
+    ask: Ask
 
     def save(self, form: Form) -> bool:
         """See `checkpointing.Vault`."""
-        return self._answer(Save(self.number, form)).done
+        return self._answer(lambda request: Save(self.number, request, form)).done
 
     def load(self) -> Form | None:
         """See `checkpointing.Vault`."""
-        return self._answer(Load(self.number)).form
+        return self._answer(lambda request: Load(self.number, request)).form
 
-    def _answer(self, request: Save | Load) -> Answer:
+    def _answer(self, request: Callable[[int], Save | Load]) -> Answer:
         answer = self.ask(request)
         if answer.problem is not None:
             raise JobQError(answer.problem)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ..clock import boottime
 from ..errors import ConfigurationError
 from ..lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from ..printable import printable
 from .child_process import GRACE_SECONDS, Child, ChildDied, Serve
 from .interruptions import Stop
-from .jobs import ChildSetup, Job, Notice, Ready, Report
-from .memory import gib
+from .jobs import ChildSetup, Job, Kind, Notice, Ready, Report
+from .memory import held_by_trees, held_bytes, readable
 from .shutdown import cancel_and_wait
 
 LOOP_CHILDREN = 4
@@ -53,18 +55,28 @@ class Limits:
 
     def worn(self, child: Child) -> bool:
         """Whether a child should get no more jobs."""
-        if self.calls is not None and child.begun >= self.calls:
+        if self.calls is not None and child.given >= self.calls:
             return True
-        return self.memory_bytes is not None and child.held_bytes(with_descendants=False) > PART_BETWEEN_CALLS * self.memory_bytes
+        return self.memory_bytes is not None and held_bytes(child.pid) > PART_BETWEEN_CALLS * self.memory_bytes
+
+    def check_room(self, idle: Child) -> None:
+        """Raise ConfigurationError if a child that runs nothing is worn already: each call would die of it."""
+        held = held_bytes(idle.pid)
+        if self.memory_bytes is not None and held > PART_BETWEEN_CALLS * self.memory_bytes:
+            raise ConfigurationError(
+                f"A child process holds {readable(held)} before it runs anything, and --max-memory-per-child allows "
+                f"{readable(self.memory_bytes)}: allow at least twice what it holds."
+            )
 
 
 class _Start:
-    """A child that is being started, and how many jobs will have it."""
+    """A child that is being started, and how many jobs will have it; `making` does so, whoever of them is stopped meanwhile."""
 
     def __init__(self, shipped: tuple[str, ...]) -> None:
         self.shipped = shipped
-        self.load = 1
+        self.load = 0
         self.child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self.making: asyncio.Task[None] | None = None
 
 
 class Crew:
@@ -82,6 +94,7 @@ class Crew:
         """Start one child and return what it can do; raises ConfigurationError if it cannot start."""
         child, ready = await self._start(())
         self._children.append(child)
+        self._limits.check_room(child)
         return ready
 
     async def run(self, work: Work) -> Ending:
@@ -92,25 +105,32 @@ class Crew:
             log.error("Call %s goes back, since no child process can be started: %s", work.job.call.id, printable(str(exc)))
             return Hindered()
         if child is None:
-            return work.stop.result().ending
+            # It never began: a preemption would be charged for nothing.
+            ending = work.stop.result().ending
+            return Disturbed(suspect=False) if isinstance(ending, Preempted) else ending
         try:
             return await self._run_on(child, work)
         finally:
             child.load -= 1
-            if child in self._children and self._limits.worn(child):
-                self._children.remove(child)
-                self._worn.append(child)
+            self._retire_worn()
             self._changed.set()
 
-    def end_greedy(self) -> None:
-        """End the children that hold more memory than they may, and so what they run."""
-        allowed = self._limits.memory_bytes
-        if allowed is None:
-            return
-        for child in [*self._children, *self._worn]:
-            held = child.held_bytes(with_descendants=True) if child.load else 0
+    def _retire_worn(self) -> None:
+        """Give no more jobs to children that are worn; they go when they have none."""
+        self._worn += [child for child in self._children if self._limits.worn(child)]
+        self._children = [child for child in self._children if child not in self._worn]
+
+    @property
+    def busy(self) -> list[Child]:
+        """The children that run something."""
+        return [child for child in (*self._children, *self._worn) if child.load]
+
+    def end_greedy(self, held_by: Mapping[int, int], allowed: int) -> None:
+        """End the busy children that hold more memory than they may, and so what they run."""
+        for child in self.busy:
+            held = held_by.get(child.pid, 0)
             if held > allowed:
-                child.condemn(f"its memory grew to {gib(held)}, and a child may hold {gib(allowed)}")
+                child.condemn(f"its memory grew to {readable(held)}, and a child may hold {readable(allowed)}")
 
     def tell(self, notice: Notice) -> None:
         """Have all children know whether the worker is about to end, and those that are being started."""
@@ -120,6 +140,7 @@ class Crew:
 
     async def close(self, *, at_once: bool = False) -> None:
         """End all children: idle ones in good order, unless it must be at once."""
+        await cancel_and_wait(*(start.making for start in self._starts if start.making is not None))
         ending = [*self._children, *self._worn]
         if at_once:
             await asyncio.gather(*(child.kill(0) for child in ending))
@@ -145,6 +166,8 @@ class Crew:
                 return running.result()
             stop = work.stop.result() if work.stop.done() else Stop(TimedOut(_timeout_failure(call)), GRACE_SECONDS)
             own_doing = await self._stop(child, work.job, running, stop.grace_seconds)
+            if isinstance(stop.ending, Preempted) and (report := _value_in_time(running)):
+                return report
             # Of several on a loop that does not listen, nobody knows who blocks it: each runs alone next.
             return stop.ending if own_doing or work.stop.done() else Disturbed(suspect=True)
         except ChildDied as exc:
@@ -157,13 +180,14 @@ class Crew:
 
         Returns whether it was surely this job's own doing that it had to be stopped.
         """
+        give_up = boottime() + grace_seconds
         if self._setup.capacity > 1:
             child.cancel(job)
             done, _ = await asyncio.wait({running}, timeout=grace_seconds)
             if done:
                 return running.exception() is None
         was_alone = child.load == 1
-        await child.kill(grace_seconds)
+        await child.kill(max(0.0, give_up - boottime()))
         return was_alone
 
     async def _acquire(self, shipped: tuple[str, ...]) -> Child:
@@ -172,13 +196,12 @@ class Crew:
             child = self._with_room(shipped)
             if child is not None:
                 child.load += 1
+                child.given += 1
+                self._retire_worn()
                 return child
-            start = self._start_to_join(shipped)
+            start = self._start_to_join(shipped) or self._new_start(shipped)
             if start is not None:
                 return await self._join(start)
-            idle = self._place_for_another()
-            if idle is not None:
-                return await self._begin(_Start(shipped), idle)
             self._changed.clear()
             await self._changed.wait()
 
@@ -188,7 +211,8 @@ class Crew:
         return next(fits, None)
 
     def _start_to_join(self, shipped: tuple[str, ...]) -> _Start | None:
-        fits = (start for start in self._starts if start.shipped == shipped and start.load < self._setup.capacity)
+        room = min(self._setup.capacity, self._limits.calls or self._setup.capacity)
+        fits = (start for start in self._starts if start.shipped == shipped and start.load < room)
         return next(fits, None)
 
     async def _join(self, start: _Start) -> Child:
@@ -199,9 +223,18 @@ class Crew:
             start.load -= 1
             raise
 
-    async def _begin(self, start: _Start, idle: list[Child]) -> Child:
-        """Start a child once the idle ones are gone; whoever joined gets it, or the error, as well."""
+    def _new_start(self, shipped: tuple[str, ...]) -> _Start | None:
+        """Have another child started; None if there is no place for it."""
+        idle = self._place_for_another()
+        if idle is None:
+            return None
+        start = _Start(shipped)
         self._starts.append(start)
+        start.making = asyncio.create_task(self._make(start, idle))
+        return start
+
+    async def _make(self, start: _Start, idle: list[Child]) -> None:
+        """Start a child once the idle ones are gone; all that have joined by then get it, or the error."""
         try:
             for old in idle:
                 await old.retire()
@@ -209,21 +242,26 @@ class Crew:
         except BaseException as exc:
             start.child.set_exception(exc if isinstance(exc, ConfigurationError) else ConfigurationError(f"No child: {exc!r}"))
             start.child.exception()  # perhaps nobody joined
-            raise
+            if not isinstance(exc, ConfigurationError):
+                raise
+        else:
+            child.load = child.given = start.load
+            self._children.append(child)
+            self._retire_worn()
+            start.child.set_result(child)
         finally:
             self._starts.remove(start)
             self._changed.set()
-        child.load = start.load
-        self._children.append(child)
-        start.child.set_result(child)
-        return child
 
     def _place_for_another(self) -> list[Child] | None:
-        """Which idle children go before one is started: those that are worn, or another; None if there is no place."""
+        """Which idle children go before one is started: those that are worn, or another; None if there is no place.
+
+        Worn ones that still run something take no place: it may go on for hours, and others must not wait for it.
+        """
         worn_out = [child for child in self._worn if not child.load]
-        remaining = len(self._children) + len(self._worn) - len(worn_out) + len(self._starts)
-        other = None if remaining < self._size else next((child for child in self._children if not child.load), None)
-        if remaining >= self._size and other is None:
+        taken = len(self._children) + len(self._starts)
+        other = None if taken < self._size else next((child for child in self._children if not child.load), None)
+        if taken >= self._size and other is None:
             return None
         leaving = worn_out if other is None else [*worn_out, other]
         self._worn = [child for child in self._worn if child not in leaving]
@@ -272,14 +310,24 @@ class Executors:
 
     async def watch(self) -> None:
         """End children that hold too much memory, for ever."""
-        while self._limits.memory_bytes is not None:
-            for crew in (self._processes, self._loops, self._alone):
-                crew.end_greedy()
+        crews = (self._processes, self._loops, self._alone)
+        while (allowed := self._limits.memory_bytes) is not None:
+            busy = [child.pid for crew in crews for child in crew.busy]
+            held = await asyncio.to_thread(held_by_trees, busy) if busy else {}
+            for crew in crews:
+                crew.end_greedy(held, allowed)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self, *, at_once: bool = False) -> None:
         """End all children; `at_once` may be asked for while this is still at it."""
         await asyncio.gather(*(crew.close(at_once=at_once) for crew in (self._processes, self._loops, self._alone)))
+
+
+def _value_in_time(running: asyncio.Task[Report]) -> Report | None:
+    """The report of a job that returned its value while it was being stopped."""
+    if not running.done() or running.cancelled() or running.exception() is not None:
+        return None
+    return running.result() if running.result().kind is Kind.RETURNED else None
 
 
 def _after_death(call: Call, exc: ChildDied) -> Ending:

@@ -92,9 +92,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """A job's request: keep the file at its checkpoint path."""
+    """A job's request: keep the file at its checkpoint path. `request` tells it from others of the same child."""
 
     number: int
+    request: int
     form: Form
 
 
@@ -103,13 +104,14 @@ class Load:
     """A job's request: put its last checkpoint at its checkpoint path."""
 
     number: int
+    request: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a request: whether it was done, the form of what was loaded, or why it could not be."""
+    """What came of a request: whether it was done, the form of what was loaded, or why it could not be. None goes without."""
 
-    number: int
+    request: int
     done: bool
     form: Form | None = None
     problem: str | None = None

@@ -5,25 +5,36 @@ Next: `executors.py`, which replaces or ends the children that hold too much.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 KERNEL_COUNTS = Path("/proc/vmstat")
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 
-def held_bytes(pid: int, *, with_descendants: bool) -> int:
-    """The resident memory of a process, and of what it has started; 0 for one that has ended."""
-    total = 0
+def held_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 for one that has ended."""
     with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        total = process.memory_info().rss
-        for child in process.children(recursive=True) if with_descendants else []:
-            with suppress(psutil.Error):
-                total += child.memory_info().rss
-    return int(total)
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def held_by_trees(roots: Iterable[int]) -> dict[int, int]:
+    """The resident memory of each of these processes with all that it has started; one look at the machine's processes."""
+    started: dict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        started[process.info["ppid"] or 0].append(process.pid)
+    return {root: sum(map(held_bytes, _tree(root, started))) for root in roots}
+
+
+def _tree(root: int, started: Mapping[int, list[int]]) -> Iterator[int]:
+    yield root
+    for child in started.get(root, []):
+        yield from _tree(child, started)
 
 
 def kernel_kills() -> int:
@@ -39,6 +50,10 @@ def kernel_kills() -> int:
     return 0
 
 
-def gib(size: int) -> str:
-    """A size for people."""
-    return f"{size / GIB:.2f} GiB"
+def readable(size: int) -> str:
+    """A size for people.
+
+    >>> readable(300 * 1024**2), readable(5 * 1024**3 // 2)
+    ('300 MiB', '2.5 GiB')
+    """
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
