@@ -20,7 +20,7 @@ PACKAGE = "ai4s.jobq"
 # From the ground up. A name is a module or a package of ai4s.jobq; imports go sideways or downward.
 LAYERS = (
     "errors message printable fields retry lifecycle config clock version",
-    "codec signing wire spill layout transports ledger",
+    "codec signing wire spill layout transports merging ledger",
     (
         "portal client failures payload options checkpointing running resource submission task waiting reruns control sweeping "
         "handle gathering letters dead_letters background app batch workflow schedule"

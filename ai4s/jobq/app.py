@@ -176,6 +176,8 @@ class App:
 
         `queue` is the call's, whose workers `cancel` tells; without it, those of all queues that tasks of this app name.
         """
+        if not isinstance(call_id, str):
+            raise DeclarationError(f"A call's id is a string, which is what handle.id says; got {type(call_id).__name__}.")
         try:
             layout.check_call_id(call_id)
         except Malformed as exc:
@@ -264,10 +266,12 @@ class App:
 
     def _gc(self, older_than: float | timedelta, payloads: Iterable[str]) -> Callable[[Ledger], Coroutine[Any, Any, Swept]]:
         older_than_seconds = seconds("older_than", older_than, least=DAY_SECONDS)
+        if isinstance(payloads, str) or not isinstance(payloads, Iterable):
+            raise DeclarationError(f"payloads must be a list of SHA-256 digests; got {payloads!r}.")
         named = tuple(payloads)
         try:
             for sha256 in named:
-                layout.payload(sha256)
+                layout.payload(sha256 if isinstance(sha256, str) else repr(sha256))
         except Malformed as exc:
             raise DeclarationError(str(exc)) from exc
         return lambda ledger: sweeping.gc(ledger, older_than_seconds, named)

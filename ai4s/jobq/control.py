@@ -23,6 +23,7 @@ MOST_REMEMBERED = 1000
 
 The list is for running attempts, and workers read it every few seconds; what has not begun is covered by `cancelled_at` alone.
 An hour serves workers that cannot reach the storage for a while. A name that stays for longer does no harm: its run has ended.
+All that were ever listed are counted, so that a worker knows when it may have missed one, and looks for itself.
 """
 
 
@@ -54,8 +55,10 @@ async def tell_cancelled(ledger: Ledger, queue: str, run: str) -> None:
 def _with_cancelled(run: str, now: float) -> Callable[[Control], Control]:
     def change(control: Control) -> Control:
         lately = control.cancelled if now - control.cancelled_at < LONGEST_MEMORY_SECONDS else ()
-        others = tuple(other for other in lately if other != run)
         cancelled_at = max(control.cancelled_at, now + CLOCK_SLACK_SECONDS)
-        return replace(control, cancelled=(*others, run)[-MOST_REMEMBERED:], cancelled_at=cancelled_at)
+        # One that is listed keeps its place and is not counted again: the last n of the list are the last n that were counted.
+        new = () if run in lately else (run,)
+        listed = (*lately, *new)[-MOST_REMEMBERED:]
+        return replace(control, cancelled=listed, cancels=control.cancels + len(new), cancelled_at=cancelled_at)
 
     return change

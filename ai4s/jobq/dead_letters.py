@@ -8,9 +8,11 @@ Next: `letters.py` for how they are found, `reruns.py` for the steps of a retry.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, cast
 
 from . import layout, reruns
 from .client import Client
@@ -18,15 +20,19 @@ from .errors import ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
 from .letters import Choice, Filters, Letter, Opened, late_letter, make_choice, opened_letters, together
-from .message import DeadLetter, State
-from .reruns import Fate
+from .message import Call, DeadLetter, Outcome, State
+from .reruns import Fate, LetterBlob
 from .retry import whole_number
+from .submission import Send
 
 __all__ = ["DeadLetters", "Filters", "Letter", "Retried"]
 
 
 class Retried(NamedTuple):
-    """What a retry has done: handles of calls that run again, ids of messages put back, and why others were left alone, by id."""
+    """What a retry has done: handles of calls that run again, ids of messages put back, and why others were left alone, by id.
+
+    A call that was retried before, and runs or has succeeded since, is among the handles.
+    """
 
     handles: list[Handle[Any]]
     put_back: list[str]
@@ -69,15 +75,20 @@ class DeadLetters:
             everything: must be True if neither ids nor filters are given.
             filters: see `Filters`.
 
-        Handles of the calls, old ones too, wait for the new run. If this raises, ask again: what was done is not done twice.
+        Handles of the calls, old ones too, wait for the new run. If this raises, ask again: what was done is not done twice, and
+        a letter on which somebody died is taken up half a minute later. A letter that somebody else retries now is waited for.
         """
-        chosen = make_choice(self._client.name, ids, filters, everything)
-        return self._client.run(partial(self._retry, chosen))
+        work = partial(self._retry, make_choice(self._client.name, ids, filters, everything))
+        if self._client.instead is not None:
+            return cast("Retried", self._client.instead(work))
+        return self._client.run(work)
 
     async def aretry(self, *ids: str, everything: bool = False, **filters: Unpack[Filters]) -> Retried:
         """As `retry`."""
-        chosen = make_choice(self._client.name, ids, filters, everything)
-        return await self._client.arun(partial(self._retry, chosen))
+        work = partial(self._retry, make_choice(self._client.name, ids, filters, everything))
+        if self._client.instead is not None:
+            return cast("Retried", await asyncio.to_thread(self._client.instead, work))
+        return await self._client.arun(work)
 
     def purge(self, *ids: str, everything: bool = False, **filters: Unpack[Filters]) -> _Ids:
         """Remove letters; the calls stay as failed as they are, and cannot be retried any more. Arguments as for `retry`.
@@ -105,61 +116,10 @@ class DeadLetters:
                 return found[:limit]
         return found
 
-    async def _retry(self, chosen: Choice, ledger: Ledger) -> Retried:
-        done = Retried([], [], {})
-        async for opened in opened_letters(ledger, chosen):
-            await together(self._retry_one(ledger, each, done) for each in opened)
-        missing = chosen.ids - {*(handle.id for handle in done.handles), *done.put_back, *done.left}
-        await together(self._retry_missing(ledger, each, chosen, done) for each in sorted(missing))
-        return done
-
-    async def _retry_one(self, ledger: Ledger, opened: Opened, done: Retried) -> None:
-        letter, dead = opened.letter, opened.dead
-        if dead is None:
-            done.left[letter.id] = letter.message
-        elif dead.call is None:
-            await self._put_back(ledger, opened, dead, done)
-        elif reason := await _why_not(ledger, dead):
-            done.left[letter.id] = reason
-        else:
-            await self._run_again(ledger, opened, dead, done)
-
-    async def _put_back(self, ledger: Ledger, opened: Opened, dead: DeadLetter, done: Retried) -> None:
-        blob = await reruns.claim(ledger, opened.blob)
-        if blob.data:
-            await reruns.put_back(ledger, blob, opened.letter.queue, dead.raw)
-        if blob.fate == Fate.PURGED:
-            done.left[opened.letter.id] = _PURGED
-        else:
-            done.put_back.append(opened.letter.id)
-
-    async def _run_again(self, ledger: Ledger, opened: Opened, dead: DeadLetter, done: Retried) -> None:
-        assert dead.call is not None
-        blob = await reruns.claim(ledger, opened.blob)
-        if blob.fate == Fate.PURGED:
-            done.left[dead.call.id] = _PURGED
-            return
-        call = reruns.next_run(dead.call, await ledger.transport.server_time())
-        receipt = await reruns.start(ledger, call, blob, ledger.send)
-        message = Sent(call.queue, receipt) if receipt else None
-        handle = Handle[Any](self._client, call.id, run=call.run, codec=call.codec, message=message, queue=call.queue)
-        done.handles.append(handle)
-
-    async def _retry_missing(self, ledger: Ledger, subject: str, chosen: Choice, done: Retried) -> None:
-        """An id without a letter: its call was retried before, or its worker is about to write it, or there is nothing to retry."""
-        done.left[subject] = "There is no such dead letter."
-        if not layout.CALL_ID.fullmatch(subject):
-            return
-        with suppress(ResultGone):
-            run, outcome = await reruns.newest(ledger, subject)
-            if outcome is not None and outcome.state is State.FAILED and chosen.queue in (None, outcome.queue):
-                late = await late_letter(ledger, outcome)
-                if late is not None and chosen.takes(late.letter, await ledger.transport.server_time()):
-                    del done.left[subject]
-                    await self._retry_one(ledger, late, done)
-            elif run > 1:
-                del done.left[subject]
-                done.handles.append(Handle(self._client, subject, run=run))
+    async def _retry(self, chosen: Choice, ledger: Ledger, send: Send | None = None) -> Retried:
+        retrying = _Retrying(self._client, ledger, send or Ledger.send, chosen, Retried([], [], {}))
+        await retrying.all()
+        return retrying.done
 
     async def _purge(self, chosen: Choice, ledger: Ledger) -> _Ids:
         purged: _Ids = []
@@ -167,6 +127,82 @@ class DeadLetters:
             gone = await together(reruns.purge(ledger, each.blob) for each in opened)
             purged += [each.letter.id for each, is_gone in zip(opened, gone, strict=True) if is_gone]
         return purged
+
+
+@dataclass(frozen=True, slots=True)
+class _Retrying:
+    """One retry of what was chosen: `send` puts a call's message on its queue, `done` collects what came of each."""
+
+    client: Client
+    ledger: Ledger
+    send: Send
+    chosen: Choice
+    done: Retried
+
+    async def all(self) -> None:
+        async for opened in opened_letters(self.ledger, self.chosen):
+            await together(self._one(each) for each in opened)
+        missing = self.chosen.ids - {*(handle.id for handle in self.done.handles), *self.done.put_back, *self.done.left}
+        await together(self._missing(each) for each in sorted(missing))
+
+    async def _one(self, opened: Opened) -> None:
+        letter, dead = opened.letter, opened.dead
+        if dead is None:
+            self.done.left[letter.id] = letter.message
+        elif dead.call is None:
+            await self._put_back(opened, dead)
+        elif reason := await _why_not(self.ledger, dead):
+            self.done.left[letter.id] = reason
+        else:
+            await self._run_again(dead.call, opened.blob)
+
+    async def _put_back(self, opened: Opened, dead: DeadLetter) -> None:
+        blob = await reruns.claim(self.ledger, opened.blob)
+        if blob.data:
+            await reruns.put_back(self.ledger, blob, opened.letter.queue, dead.raw)
+        if blob.fate == Fate.PURGED:
+            self.done.left[opened.letter.id] = _PURGED
+        else:
+            self.done.put_back.append(opened.letter.id)
+
+    async def _run_again(self, failed: Call, letter: LetterBlob) -> None:
+        blob = await reruns.claim(self.ledger, letter)
+        if blob.fate == Fate.PURGED:
+            self.done.left[failed.id] = _PURGED
+            return
+        call = reruns.next_run(failed, await self.ledger.transport.server_time())
+        receipt = await reruns.start(self.ledger, call, blob, partial(self.send, self.ledger))
+        message = Sent(call.queue, receipt) if receipt else None
+        handle = Handle[Any](self.client, call.id, run=call.run, codec=call.codec, message=message, queue=call.queue)
+        self.done.handles.append(handle)
+
+    async def _missing(self, subject: str) -> None:
+        """An id without a letter: its call was retried before, or its worker is about to write it, or there is nothing to retry."""
+        self.done.left[subject] = "There is no such dead letter."
+        if not layout.CALL_ID.fullmatch(subject):
+            return
+        with suppress(ResultGone):
+            run, outcome = await reruns.newest(self.ledger, subject)
+            if outcome is not None and outcome.state is State.FAILED:
+                await self._late(outcome)
+            elif run > 1:
+                self._retried_before(subject, run, outcome)
+
+    async def _late(self, outcome: Outcome) -> None:
+        if self.chosen.queue not in (None, outcome.queue):
+            return
+        late = await late_letter(self.ledger, outcome)
+        if late is not None and self.chosen.takes(late.letter, await self.ledger.transport.server_time()):
+            del self.done.left[outcome.call]
+            await self._one(late)
+
+    def _retried_before(self, call: str, run: int, outcome: Outcome | None) -> None:
+        if outcome is None or outcome.state is State.SUCCEEDED:
+            del self.done.left[call]
+            self.done.handles.append(Handle(self.client, call, run=run))
+        else:
+            what = "was cancelled" if outcome.state is State.CANCELLED else "has expired"
+            self.done.left[call] = f"Its run {run} {what}."
 
 
 # Where `list` is a method, it is no type.

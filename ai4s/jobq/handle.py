@@ -130,6 +130,9 @@ class Handle(Generic[R]):
         From then on no value of it counts. If an attempt is running, its worker stops it within 10 s, as long as it reaches the
         storage: a sync task's process gets SIGTERM, with its subprocesses, and SIGKILL after 5 s; an async task is cancelled.
         After an error of the storage it may or may not have been cancelled; repeat it, which does what was left undone.
+
+        Nobody checks that the call was ever sent: for an id that never was, it leaves the outcome "cancelled" and returns True. For
+        the id of a key that is not used yet, the first call with that key counts as cancelled from the start.
         """
         return self.client.run(self._cancel)
 

@@ -12,36 +12,39 @@ import itertools
 import secrets
 import shutil
 import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .app import App
 from .errors import JobQError
-from .handle import Handle
 from .ledger import Ledger
 from .lifecycle import Bury, Decision, Finish, Happening, Raised, Refused, Retry, Succeeded, decide
 from .message import Call, DeadLetter, Form, Outcome, Pool, Spill, State
-from .submission import Order, submit
+from .submission import Send
 from .transports.base import Receipt
 from .worker.execution import Desk, Execution, Functions
 from .worker.jobs import Answer, Job, Kind, Load, Report, Save
+
+T = TypeVar("T")
 
 WORKER = "inline"
 
 
 class Inline:
-    """Takes orders in place of the queue of `app`; keeps its files in `folder`."""
+    """Takes calls in place of the queues of `app`; keeps its files in `folder`, by call, so that a call's next run finds them."""
 
     def __init__(self, app: App, folder: Path) -> None:
         self._client, self._folder = app.client, folder
         self._kept: dict[int, Form] = {}
         self._execution = Execution(Functions(app.tasks), Desk(WORKER, self._answer))
-        self._numbers = itertools.count(1)
+        self._count = itertools.count(1)
+        self._numbers: dict[str, int] = {}
 
-    def __call__(self, order: Order) -> Handle[Any]:
-        """Submit as ever but for the last step, and run what would have been sent."""
+    def __call__(self, work: Callable[[Ledger, Send], Coroutine[Any, Any, T]]) -> T:
+        """Do as ever what sends calls, but for the last step, and run what would have been sent."""
         taken: list[Call] = []
 
         async def take(ledger: Ledger, call: Call, /, delay_seconds: float = 0) -> Receipt | None:
@@ -49,13 +52,13 @@ class Inline:
             taken.append(ledger.wire.unseal_call(text, sealed.queue))
             return None
 
-        handle = self._client.run(partial(submit, self._client, order, send=take))
+        done = self._client.run(lambda ledger: work(ledger, take))
         for call in taken:
             self._run(call)
-        return handle
+        return done
 
     def _run(self, call: Call) -> None:
-        token, number = secrets.token_hex(8), next(self._numbers)
+        token, number = secrets.token_hex(8), self._numbers.setdefault(call.id, next(self._count))
         while True:
             job = self._client.run(partial(self._job, call, number))
             happening = self._client.run(partial(self._happening, job, token, self._report(job)))
@@ -65,18 +68,19 @@ class Inline:
             call = decision.call
         self._client.run(partial(self._end, call, token, decision))
 
-    def _answer(self, request: Save | Load) -> Answer:
+    def _answer(self, numbered: Callable[[int], Save | Load]) -> Answer:
         """Keep a checkpoint beside the file by which it passes, for the next attempt of the same call."""
+        request = numbered(0)
         passing = self._checkpoint_path(request.number)
         kept = passing.with_suffix(".kept")
         if isinstance(request, Save):
             self._kept[request.number] = request.form
             passing.replace(kept)
-            return Answer(request.number, done=True)
+            return Answer(request.request, done=True)
         if request.number not in self._kept:
-            return Answer(request.number, done=False)
+            return Answer(request.request, done=False)
         shutil.copyfile(kept, passing)
-        return Answer(request.number, done=True, form=self._kept[request.number])
+        return Answer(request.request, done=True, form=self._kept[request.number])
 
     def _checkpoint_path(self, number: int) -> Path:
         return self._folder / f"{number}.checkpoint"

@@ -10,23 +10,31 @@ Next: producers, `client.py`; workers, `worker/attempt.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import layout, spill
 from .clock import boottime
-from .errors import AccessDenied, AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone, Unreachable
+from .errors import AccessDenied, AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone, SignatureInvalid, Unreachable
+from .merging import Merged
 from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, Spill
 from .signing import Keyring
 from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Store, Transport
 from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, MAX_RECORD_BYTES, ROOM_BYTES, Wire
 
+log = logging.getLogger("ai4s.jobq")
+
 SEND_BUDGET_SECONDS = 30.0
 """How long a send is tried again before its caller is told."""
+
+FIRST_CONFLICT_SECONDS, LONGEST_CONFLICT_SECONDS = 0.1, 3.2
+"""How long a change waits, at most, that found another one made meanwhile; twice as long each time."""
 
 STREAMS = 2
 """Blobs on their way to files at a time; each holds some 28 MiB of blocks, in a supervisor that must stay small."""
@@ -47,6 +55,7 @@ class Ledger:
         self._ready: dict[str, asyncio.Future[None]] = {}
         self._queues: dict[str, Queue] = {}
         self._streams = asyncio.Semaphore(STREAMS)
+        self._controls: dict[str, Merged[Control]] = {}
 
     async def queue(self, name: str) -> Queue:
         """The app's queue of this name, there and surely this app's."""
@@ -245,17 +254,40 @@ class Ledger:
         return None if blob is None else (self.wire.unseal(Control, blob.data, name), blob.info.etag)
 
     async def change_control(self, queue: str, change: Callable[[Control], Control]) -> Control:
-        """Tell the workers of a queue something else; two changes at a time both take effect, in some order."""
+        """Tell the workers of a queue something else; two changes at a time both take effect, in some order.
+
+        Those of this process that wait for each other are put as one: hundreds of calls may be cancelled at once.
+        """
+        if queue not in self._controls:
+            self._controls[queue] = Merged(partial(self._change_control, queue))
+        return await self._controls[queue].change(change)
+
+    async def _change_control(self, queue: str, change: Callable[[Control], Control]) -> Control:
         store, name = await self.store(), layout.control(queue)
+        wait = FIRST_CONFLICT_SECONDS
         while True:
-            found = await self.control(queue)
-            changed = change(found[0] if found else Control())
-            condition: dict[str, Any] = {"if_match": found[1]} if found else {"if_absent": True}
+            standing, condition = await self._standing_control(name)
+            changed = change(standing)
             try:
                 await store.put(name, self.wire.seal(changed, name), **condition)
             except (AlreadyExists, ConditionFailed):
-                continue  # somebody else was faster, or this was done and its answer lost: a change may be made twice
-            return changed
+                # Somebody else was faster, or this was done and its answer lost: a change may be made twice.
+                await asyncio.sleep(wait * random.random())
+                wait = min(2 * wait, LONGEST_CONFLICT_SECONDS)
+            else:
+                return changed
+
+    async def _standing_control(self, name: str) -> tuple[Control, dict[str, Any]]:
+        """What is to be changed, and under which condition: nothing, where a key was introduced since, or somebody spoilt it."""
+        blob = await self.record(name)
+        if blob is None:
+            return Control(), {"if_absent": True}
+        condition = {"if_match": blob.info.etag}
+        try:
+            return self.wire.unseal(Control, blob.data, name), condition
+        except (Malformed, SignatureInvalid) as exc:
+            log.warning("%s cannot be read and is written anew, without what it said before: %s", name, exc)
+            return Control(), condition
 
     # payloads
 

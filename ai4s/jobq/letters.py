@@ -18,6 +18,7 @@ from typing import Any, TypedDict, TypeVar
 from . import layout, reruns
 from .clock import boottime
 from .errors import DeclarationError, MessageError, NotFound
+from .handle import Handle
 from .ledger import Ledger
 from .message import Cause, DeadLetter, Outcome
 from .options import seconds
@@ -33,7 +34,7 @@ LETTERS_IN_FLIGHT = 32
 """Letters worked on at a time: what hides a request's latency, and leaves connections for others."""
 
 
-LATE_SECONDS, LATE_PAUSE_SECONDS = 5.0, 0.05
+LATE_SECONDS, LATE_PAUSE_SECONDS = reruns.LATE_SECONDS, 0.05
 """How long a retry waits for the letter of a call that has failed: its worker writes the outcome first."""
 
 
@@ -110,10 +111,7 @@ class Opened:
 
 def make_choice(app: str, ids: tuple[str, ...], filters: Filters, everything: bool = True) -> Choice:
     """What was asked for; raises DeclarationError for what cannot be, and for nothing at all unless everything is meant."""
-    known = Filters.__annotations__
-    for name in filters:
-        if name not in known:
-            raise DeclarationError(f"{name!r} is no filter of dead letters. There are: {', '.join(known)}.")
+    _check(ids, filters, everything)
     said = {name: value for name, value in filters.items() if value is not None}
     if not (ids or said or everything):
         raise DeclarationError("Say which: ids, filters as in task='step', or everything=True.")
@@ -133,10 +131,24 @@ def make_choice(app: str, ids: tuple[str, ...], filters: Filters, everything: bo
     )
 
 
+def _check(ids: tuple[object, ...], filters: Filters, everything: object) -> None:
+    for each in ids:
+        if isinstance(each, Handle):
+            raise DeclarationError(f"A dead letter is named by the call's id: pass handle.id, {each.id!r}, and not the handle.")
+        if not isinstance(each, str):
+            raise DeclarationError(f"An id is a string, and several are given as in retry(*ids); got {each!r}.")
+    if not isinstance(everything, bool):
+        raise DeclarationError(f"everything must be True or False; got {everything!r}.")
+    known = Filters.__annotations__
+    for name in filters:
+        if name not in known:
+            raise DeclarationError(f"{name!r} is no filter of dead letters. There are: {', '.join(known)}.")
+
+
 def _text(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise DeclarationError(f"{name} must be a name, as a string; got {value!r}.")
-    return value
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise DeclarationError(f"{name} must be a name, as a string; got {value!r}.")
 
 
 def _is_named(name: str, wanted: str | None) -> bool:

@@ -193,14 +193,16 @@ class RetryRecord:
 class Control:
     """What the workers of one queue are told beside its messages; moments in epoch seconds by the server's clock.
 
-    `cancelled` names runs ("<call>.r<run>") that were cancelled lately and may be running, the newest last; `cancelled_at` is when
-    the last of all was. Workers that find a later `drained_at` than when they started finish what they have and end.
+    `cancelled` names runs ("<call>.r<run>") that were cancelled lately and may be running, the newest last, and `cancels` counts
+    all that were ever put there; `cancelled_at` is when the last of all was. Workers that find a later `drained_at` than when they
+    started finish what they have and end.
     """
 
     paused: bool = False
     drained_at: float = 0
     cancelled_at: float = 0
     cancelled: tuple[str, ...] = ()
+    cancels: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 The steps stand in an order in which each may be the last: claim the dead letter, put the marker, send, lay the letter down. Asking
 again goes on from there, and what may have been sent before says so (`resent`), so that the run ends once. Only a run whose outcome
-is a failure has a next one: a success is never superseded.
+is a failure has a next one: a success is never superseded. Of several who ask at a time one has the claim; the others wait for it.
 
 Next: `dead_letters.py` and `submission.py`, which ask for it; `handle.py`, which follows.
 """
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +23,18 @@ from .ledger import Ledger
 from .message import Call, DeadLetter, Outcome, RetryRecord, State
 
 T = TypeVar("T")
+
+CLAIM_SECONDS = 30.0
+"""How long the others leave it to whoever claimed a letter, by the server's clock; then they take that one for dead.
+
+As long as a send is tried again; without a fault a claim lasts for three requests.
+"""
+
+LATE_SECONDS = 5.0
+"""How long after its outcome a run's dead letter may still be on its way."""
+
+LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.05, 1.0
+"""Between two looks at what somebody else is doing; the pause doubles."""
 
 
 class Fate(StrEnum):
@@ -36,12 +50,14 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LetterBlob:
-    """A dead letter as it lies there; without an etag, there is none."""
+    """A dead letter as it lies there; without an etag, there is none. `claim` says whose retry it is, `modified` since when."""
 
     name: str
     data: bytes = b""
     etag: str | None = None
     fate: str = ""
+    claim: str = ""
+    modified: float = 0.0
 
 
 # reading
@@ -79,16 +95,27 @@ async def commit_newest(ledger: Ledger, outcome: Outcome) -> Outcome:
 
 
 async def letter_of(ledger: Ledger, call: Call, run: int) -> LetterBlob:
-    """The dead letter of a run of `call` that failed, wherever that was queued."""
+    """The dead letter of a run of `call` that failed, wherever that was queued.
+
+    It is waited for if the run has just ended: its worker writes the outcome first.
+    """
     outcome = await ledger.outcome(call.id, run)
-    queue = outcome.queue if outcome and outcome.queue else call.queue
-    return await letter_blob(ledger, layout.dead_letter(queue, call.id, run))
+    name = layout.dead_letter(outcome.queue if outcome and outcome.queue else call.queue, call.id, run)
+    ended = float("-inf") if outcome is None or outcome.ended is None else outcome.ended
+    while True:
+        letter = await letter_blob(ledger, name)
+        if letter.etag or abs(await ledger.transport.server_time() - ended) >= LATE_SECONDS:
+            return letter
+        await asyncio.sleep(LEAST_PAUSE_SECONDS)
 
 
 async def letter_blob(ledger: Ledger, name: str) -> LetterBlob:
     """The dead letter of this name, or its tombstone."""
     blob = await ledger.record(name)
-    return LetterBlob(name, blob.data, blob.info.etag, blob.info.metadata.get("fate", "")) if blob else LetterBlob(name)
+    if blob is None:
+        return LetterBlob(name)
+    known = blob.info.metadata
+    return LetterBlob(name, blob.data, blob.info.etag, known.get("fate", ""), known.get("claim", ""), blob.info.modified)
 
 
 # asking
@@ -117,17 +144,28 @@ def next_run(call: Call, now: float) -> Call:
     )
 
 
-async def claim(ledger: Ledger, letter: LetterBlob) -> LetterBlob:
-    """Note in a dead letter that it is being retried, so that nobody purges it meanwhile; returns it, or its tombstone."""
-    store = await ledger.store()
-    while letter.data and letter.fate != Fate.RETRYING:
-        try:
-            etag = await store.put(letter.name, letter.data, metadata={"fate": Fate.RETRYING}, if_match=letter.etag)
-        except ConditionFailed:
-            letter = await letter_blob(ledger, letter.name)
+async def claim(ledger: Ledger, letter: LetterBlob, *, purged_too: bool = False) -> LetterBlob:
+    """Note in a dead letter that it is being retried, so that nobody purges it or sends the same; returns it, or its tombstone.
+
+    What somebody else is retrying is waited for, until it has been retried or its claim is old; then it is taken over. With
+    `purged_too`, a letter that was purged, or has not been written, is claimed as well.
+    """
+    mine, pause = secrets.token_hex(8), LEAST_PAUSE_SECONDS
+    while letter.fate != Fate.RETRIED and letter.claim != mine and (letter.data or purged_too):
+        if await _is_held(ledger, letter):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MOST_PAUSE_SECONDS)
         else:
-            return replace(letter, etag=etag, fate=Fate.RETRYING)
+            with suppress(ConditionFailed, AlreadyExists):  # or this was done, and its answer lost: `mine` tells
+                etag = await _put(ledger, letter, letter.data, {"fate": Fate.RETRYING, "claim": mine})
+                return replace(letter, etag=etag, fate=Fate.RETRYING, claim=mine)
+        letter = await letter_blob(ledger, letter.name)
     return letter
+
+
+async def _is_held(ledger: Ledger, letter: LetterBlob) -> bool:
+    """Whether somebody claimed it lately. A time far in the future is that of a clock which was set, and counts as old."""
+    return letter.fate == Fate.RETRYING and abs(await ledger.transport.server_time() - letter.modified) < CLAIM_SECONDS
 
 
 async def start(ledger: Ledger, call: Call, letter: LetterBlob, send: Callable[[Call], Awaitable[T]]) -> T | None:
@@ -199,8 +237,13 @@ async def _lay_down(ledger: Ledger, letter: LetterBlob) -> None:
 
 
 async def _put_tombstone(ledger: Ledger, letter: LetterBlob, fate: Fate) -> None:
+    await _put(ledger, letter, b"", {"fate": fate})
+
+
+async def _put(ledger: Ledger, letter: LetterBlob, data: bytes, metadata: dict[str, str]) -> str:
+    """Put this in a letter's place if it is still as it was read; returns the etag."""
     condition: dict[str, Any] = {"if_match": letter.etag} if letter.etag else {"if_absent": True}
-    await (await ledger.store()).put(letter.name, b"", metadata={"fate": fate}, **condition)
+    return await (await ledger.store()).put(letter.name, data, metadata=metadata, **condition)
 
 
 # forgetting

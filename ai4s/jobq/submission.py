@@ -167,7 +167,7 @@ async def _rerun(client: Client, ledger: Ledger, call: Call, send: Callable[[Cal
             run += 1
         if run == 1:
             return _handle(client, call, None)
-        failed = await reruns.claim(ledger, await reruns.letter_of(ledger, call, run - 1))
+        failed = await reruns.claim(ledger, await reruns.letter_of(ledger, call, run - 1), purged_too=True)
     except ResultGone:  # then that is what its handle says
         return _handle(client, call, None)
     call = await reruns.checkpointed(ledger, replace(call, run=run, resent=True), failed)

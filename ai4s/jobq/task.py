@@ -78,17 +78,17 @@ class Task(Generic[P, D, R]):
             KeyConflict: the key was used with other arguments.
             TransportError: the storage could not be reached or refused; the call may run nevertheless.
         """
-        order = self._order(args, kwargs)
+        work = partial(submit, self.client, self._order(args, kwargs))
         if self.client.instead is not None:
-            return cast("Handle[R]", self.client.instead(order))
-        return cast("Handle[R]", self.client.run(partial(submit, self.client, order)))
+            return cast("Handle[R]", self.client.instead(work))
+        return cast("Handle[R]", self.client.run(work))
 
     async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """As `delay`."""
-        order = self._order(args, kwargs)
+        work = partial(submit, self.client, self._order(args, kwargs))
         if self.client.instead is not None:
-            return cast("Handle[R]", await asyncio.to_thread(self.client.instead, order))
-        return cast("Handle[R]", await self.client.arun(partial(submit, self.client, order)))
+            return cast("Handle[R]", await asyncio.to_thread(self.client.instead, work))
+        return cast("Handle[R]", await self.client.arun(work))
 
     def options(self, **changes: Unpack[CallChanges]) -> Task[P, D, R]:
         """The same task with other options for the calls made through it.

@@ -38,7 +38,8 @@ def inline(app: App) -> Iterator[App]:
     """`delay` runs the call at once, in this process, for the length of the block.
 
     Arguments, results and errors pass through the real codec and lie in the app's store, so `result()` and all else work as
-    ever. Retries follow each other without delay. Timeouts, `countdown` and `expires` are not applied, and there are no children.
+    ever. Retries follow each other without delay, and a dead letter that is retried runs at once too. Timeouts, `countdown` and
+    `expires` are not applied, and there are no children.
     """
     from .inline import Inline
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 from projects import NewProject, Project, WorkerProcess, alive, until
 
-from ai4s.jobq import CallCancelled, Handle
+from ai4s.jobq import CallCancelled, Handle, control, layout
+from ai4s.jobq.ledger import Ledger
 
 TASKS = """
 from ai4s.jobq import Retry
@@ -76,6 +78,11 @@ def stops(worker: WorkerProcess, handle: Handle[Any], pids: list[int]) -> None:
     assert handle.cancel()
     with pytest.raises(CallCancelled):
         handle.result(timeout=1)
+    end(worker, pids)
+
+
+def end(worker: WorkerProcess, pids: list[int]) -> None:
+    """See these processes end, now that their calls are cancelled."""
     cancelled_at = time.monotonic()
     until(lambda: not any(alive(pid) for pid in pids), what=f"the end of {pids}:\n{worker.log}")
     # A busy machine may take longer for its part; an order that is not read takes for ever.
@@ -102,6 +109,21 @@ def test_a_task_that_does_not_heed_sigterm_is_killed(project: Project) -> None:
     worker = project.worker("--concurrency", "1")
     handle = project.task("stubborn").delay()
     stops(worker, project.app.handle(handle.id), [int(line) for line in begun(project, 1, "pids")])
+
+
+def test_a_running_task_is_stopped_though_very_many_others_are_cancelled(project: Project) -> None:
+    """More than the list that workers read can hold, just after it."""
+    worker = project.worker("--concurrency", "1")
+    handle = project.task("with_a_program").delay()
+    pids = [int(line) for line in begun(project, 2, "pids")]
+    others = [layout.run_id(layout.call_id("a" * 16, number), 1) for number in range(control.MOST_REMEMBERED + 100)]
+
+    async def cancel_others(ledger: Ledger) -> None:
+        await asyncio.gather(*(control.tell_cancelled(ledger, "default", run) for run in others))
+
+    assert handle.cancel()
+    project.app.client.run(cancel_others)
+    end(worker, pids)
 
 
 def test_a_running_coroutine_is_cancelled_and_its_neighbour_goes_on(project: Project) -> None:

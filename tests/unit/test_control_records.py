@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -60,6 +62,13 @@ def take(app: App) -> list[Delivery]:
     return app.client.run(receive)
 
 
+def another_process(app: App) -> Ledger:
+    """What another process would have in place of this one's ledger."""
+    ledger = app.client.session._ledger
+    assert ledger is not None, "it is open by now"
+    return Ledger(ledger.transport, app.name, app.client.keyring)
+
+
 # pause, resume, drain
 
 
@@ -71,6 +80,20 @@ def test_pause_and_resume_concern_one_queue(app: App) -> None:
     app.resume("gpu")
     app.pause()
     assert (told(app, "gpu").paused, told(app).paused) == (False, True)
+
+
+@pytest.mark.parametrize("spoilt", [b"garbage", b""], ids=["garbage", "empty"])
+def test_what_cannot_be_read_is_told_anew(app: App, spoilt: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that was introduced since, or somebody's mistake, does not keep the app from telling its workers anything."""
+    app.pause()
+
+    async def spoil(ledger: Ledger) -> None:
+        await (await ledger.store()).put(layout.control("default"), spoilt)
+
+    app.client.run(spoil)
+    app.pause()
+    assert told(app).paused
+    assert "is written anew" in caplog.text
 
 
 async def test_orders_have_async_twins(app: App) -> None:
@@ -116,7 +139,7 @@ def test_orders_at_the_same_time_all_take_effect(app: App) -> None:
         return first(other, method, *args, **kwargs) if other else method(*args, **kwargs)
 
     async def first(other: Callable[[Control], Control], method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        await app.client.session._ledger.change_control("default", other)  # type: ignore[union-attr]  # it is open
+        await another_process(app).change_control("default", other)
         return await method(*args, **kwargs)
 
     with between(app, somebody_is_faster):
@@ -178,13 +201,14 @@ def test_the_list_of_cancelled_runs_stays_short(app: App, monkeypatch: pytest.Mo
     monkeypatch.setattr(control, "MOST_REMEMBERED", 3)
     for number in (1, 2, 3, 1, 4):
         app.client.run(lambda ledger, run=f"c-{number}.r1": control.tell_cancelled(ledger, "default", run))  # type: ignore[misc]
-    assert told(app).cancelled == ("c-3.r1", "c-1.r1", "c-4.r1")
+    assert told(app).cancelled == ("c-2.r1", "c-3.r1", "c-4.r1")
 
     last = told(app).cancelled_at
-    change(app, lambda found: Control(cancelled=found.cancelled, cancelled_at=last - 3700))
+    change(app, lambda found: replace(found, cancelled_at=last - 3700))
     app.client.run(lambda ledger: control.tell_cancelled(ledger, "default", "c-5.r1"))
     assert told(app).cancelled == ("c-5.r1",)
     assert told(app).cancelled_at >= last
+    assert told(app).cancels == 5, "all that were ever listed are counted, each once"
 
 
 def test_a_full_list_is_a_small_blob(app: App) -> None:
@@ -196,6 +220,59 @@ def test_a_full_list_is_a_small_blob(app: App) -> None:
         return (await (await ledger.store()).head(layout.control("default"))).size
 
     assert app.client.run(size) < 40_000
+
+
+# many at once
+
+
+def requests_about_control(app: App, count: Counter[str]) -> contextlib.AbstractContextManager[None]:
+    """Count the requests of a block that concern what workers are told."""
+
+    def around(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        count[method.__name__] += bool(args) and str(args[0]).startswith(layout.CONTROL)
+        return method(*args, **kwargs)
+
+    return between(app, around)
+
+
+async def test_a_hundred_cancels_at_once_cost_a_few_requests(app: App) -> None:
+    """Those that wait for the same queue's control are one change of it; each has been made when its `acancel` returns."""
+    handles = [app.handle(step.delay().id, queue="default") for _ in range(100)]
+    count: Counter[str] = Counter()
+
+    async def cancel_and_look(handle: Handle[Any]) -> bool:
+        is_cancelled = await handle.acancel()
+        found = await app.client.arun(lambda ledger: another_process(app).control("default"))
+        assert found is not None
+        assert run_of(handle) in found[0].cancelled
+        return is_cancelled
+
+    with requests_about_control(app, count):
+        cancelled = await asyncio.gather(*(cancel_and_look(handle) for handle in handles))
+    assert all(cancelled)
+    assert count.total() <= 40, count
+    assert set(told(app).cancelled) == {run_of(handle) for handle in handles}
+    assert told(app).cancels == 100
+
+
+async def test_cancels_of_many_processes_all_take_effect(app: App) -> None:
+    """Each makes its own into a few changes, and waits before it tries again."""
+    app.pause()
+    count: Counter[str] = Counter()
+    runs = [[f"c-{process}-{number}.r1" for number in range(25)] for process in range(4)]
+
+    async def cancel(_: Ledger) -> None:
+        ledgers = [another_process(app) for _ in runs]
+        for ledger in ledgers:
+            ledger._store = app.client.session._ledger._store  # type: ignore[union-attr]  # where requests are counted
+        told = [control.tell_cancelled(ledger, "default", run) for ledger, own in zip(ledgers, runs, strict=True) for run in own]
+        await asyncio.gather(*told)
+
+    with requests_about_control(app, count):
+        await app.client.arun(cancel)
+    assert count.total() <= 80, count
+    assert set(told(app).cancelled) == {run for own in runs for run in own}
+    assert told(app).paused
 
 
 # cancel, whatever goes wrong

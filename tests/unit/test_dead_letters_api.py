@@ -21,6 +21,7 @@ from ai4s.jobq import (
     TaskFailed,
     agather,
     as_completed,
+    current,
     gather,
     layout,
     letters,
@@ -196,6 +197,10 @@ def test_filters_choose(app: App, filters: dict[str, Any], found: str) -> None:
         ({"queue": "GPU"}, "lower-case"),
         ({"task": 1}, "task must be a name"),
         ({"error": ValueError}, "error must be a name"),
+        ({"task": ""}, "task must be a name"),
+        ({"error": ""}, "error must be a name"),
+        ({"cause": ""}, "cause must be one of"),
+        ({"queue": ""}, "lower-case"),
     ],
     ids=str,
 )
@@ -214,6 +219,32 @@ def test_nothing_is_retried_or_purged_by_an_oversight(app: App) -> None:
             method()
         with pytest.raises(DeclarationError, match="everything=True"):
             method(task=None)
+    assert len(app.dead_letters.list()) == 1
+
+
+@pytest.mark.parametrize("subject", [5, None, b"id", ["id"]], ids=str)
+def test_ids_that_are_no_strings_are_refused(app: App, subject: Any) -> None:
+    """Rather than to mean no letter."""
+    for method in (app.dead_letters.get, app.dead_letters.retry, app.dead_letters.purge):
+        with pytest.raises(DeclarationError, match="An id is a string"):
+            method(subject)
+
+
+def test_a_handle_is_no_id(app: App) -> None:
+    """The error says what to write instead."""
+    (handle,) = failed(app, 1)
+    for method in (app.dead_letters.get, app.dead_letters.retry, app.dead_letters.purge):
+        with pytest.raises(DeclarationError, match=rf"pass handle\.id, '{handle.id}'"):
+            method(handle)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("everything", ["no", 1, None], ids=str)
+def test_everything_is_true_or_false(app: App, everything: Any) -> None:
+    """A text such as "no" would count as true."""
+    failed(app, 1)
+    for method in (app.dead_letters.retry, app.dead_letters.purge):
+        with pytest.raises(DeclarationError, match="everything must be True or False"):
+            method(everything=everything)
     assert len(app.dead_letters.list()) == 1
 
 
@@ -320,6 +351,29 @@ def test_what_cannot_be_retried_is_named(app: App) -> None:
         gone.id: "It was forgotten.",
     }
     assert depth(app) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [(State.CANCELLED, "Its run 2 was cancelled."), (State.EXPIRED, "Its run 2 has expired.")], ids=str
+)
+def test_a_call_whose_next_run_was_given_up_is_left(app: App, state: State, says: str) -> None:
+    """Nothing is sent for it, and the answer says so."""
+    (handle,) = failed(app, 1)
+    app.dead_letters.retry(handle.id)
+    end(app, take(app, handle), state)
+    assert app.dead_letters.retry(handle.id) == ([], [], {handle.id: says})
+    assert depth(app) == 0
+
+
+def test_a_call_whose_next_run_has_succeeded_is_among_the_handles(app: App) -> None:
+    """What was asked for is done, and nothing is sent; so it is while that run waits."""
+    (handle,) = failed(app, 1)
+    app.dead_letters.retry(handle.id)
+    assert app.dead_letters.retry(handle.id) == ([handle], [], {})
+    succeed(app, handle, 7)
+    done = app.dead_letters.retry(handle.id)
+    assert done == ([handle], [], {})
+    assert (done.handles[0].run, done.handles[0].result(), depth(app)) == (2, 7, 0)
 
 
 def test_a_letter_that_comes_a_moment_after_the_outcome_is_waited_for(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,6 +639,62 @@ def test_inline_calls_are_run_again_by_key(app: App) -> None:
         finally:
             allowed.clear()
         assert handle.result() == 3
+
+
+def test_inline_dead_letters_are_run_again_at_once(app: App) -> None:
+    """In a user's test too, a retry ends in an outcome; one that fails again has a letter again."""
+    with inline(app):
+        handles = [picky.delay(number) for number in range(3)]
+        assert app.dead_letters.retry(handles[0].id).handles == [handles[0]]
+        assert [letter.run for letter in app.dead_letters.list()] == [2, 1, 1]
+        allowed.append(True)
+        try:
+            done = app.dead_letters.retry(task="picky")
+        finally:
+            allowed.clear()
+        assert [handle.result(timeout=0) for handle in handles] == [0, 1, 2]
+        assert sorted(handle.run for handle in done.handles) == [2, 2, 3]
+        assert (app.dead_letters.list(), depth(app)) == ([], 0)
+
+
+async def test_inline_dead_letters_are_run_again_by_async_programs(app: App) -> None:
+    """As by others, where a loop runs already."""
+    with inline(app):
+        handle = await picky.adelay(3)
+        allowed.append(True)
+        try:
+            assert (await app.dead_letters.aretry(handle.id)).handles == [handle]
+        finally:
+            allowed.clear()
+        assert await handle.aresult(timeout=0) == 3
+
+
+@declared.task(name="proj.careful")
+def careful(x: int) -> tuple[int, int]:
+    checkpoint = current().checkpoint
+    before = checkpoint.load(0)
+    checkpoint.save(before + x)
+    if not allowed:
+        raise ValueError(x)
+    return before, x
+
+
+@pytest.mark.parametrize("by_key", [False, True], ids=["by id", "by key"])
+def test_inline_the_next_run_goes_on_from_the_checkpoint(app: App, by_key: bool) -> None:
+    """As on a worker; other calls have checkpoints of their own."""
+    with inline(app):
+        handle, other_call = careful.options(key="k").delay(3), careful.delay(5)
+        allowed.append(True)
+        try:
+            if by_key:
+                careful.options(key="k", rerun_failed=True).delay(3)
+            else:
+                app.dead_letters.retry(handle.id)
+            assert handle.result(timeout=0) == (3, 3)
+            app.dead_letters.retry(other_call.id)
+            assert other_call.result(timeout=0) == (5, 5)
+        finally:
+            allowed.clear()
 
 
 # records

@@ -65,9 +65,10 @@ every_fault = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that are tried again are tried at once."""
+    """Steps that are tried again are tried at once, and the claim of one that died is taken over at once."""
     real_sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: real_sleep(0))
+    monkeypatch.setattr(reruns, "CLAIM_SECONDS", 0)
 
 
 def ends(*reports: Report) -> Task:
@@ -461,13 +462,161 @@ async def test_retries_and_a_purge_that_run_into_each_other_lose_nothing(tmp_pat
     await play_all(tmp_path, range(150))
 
 
+# Several at a time, and nobody dies.
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, without_pauses: None) -> None:
+    """A claim is left to whoever has it for longer than any test takes."""
+    monkeypatch.setattr(reruns, "CLAIM_SECONDS", 3600)
+
+
+async def without_faults(world: World, steps: list[Step], rng: random.Random) -> None:
+    """Let these run into each other, request by request; whoever waits looks again when it has its turn."""
+    turns = Turns()
+    works: dict[Process, asyncio.Task[Any]] = {}
+    for step in steps:
+        process = Process(turns, world)
+        ledger = Ledger(ThroughTransport(world.transport, process), world.app, world.ledger.wire.keyring)
+        works[process] = asyncio.create_task(step(ledger))  # type: ignore[arg-type]  # they are coroutines
+        await turns.until_still(process, works[process])
+    while turns.waiting:
+        process = rng.choice(list(turns.waiting))
+        turns.let_go(process, None)
+        await turns.until_still(process, works[process])
+
+
+async def send_once(folder: Path, seeds: range) -> None:
+    """Many random histories of several who retry one call at the same time, by id, by filter and by key."""
+    async with opened(folder / "place") as transport:
+        for seed in seeds:
+            rng = random.Random(seed)
+            world = await failed_world(transport, folder, KEYED)
+            if seed % 3 == 0:
+                await purging(world)(world.ledger)
+            steps: list[Step] = [retrying(world), retrying(world, KEYED.id), asking_with_key(world), asking_with_key(world)]
+            await without_faults(world, rng.sample(steps[2:] if seed % 3 == 0 else steps, 2), rng)
+            assert await world.queue.depth() == 1, f"With seed {seed}."
+            await work_off(world, KEYED)
+            await check_it_succeeded(world, KEYED)
+
+
+async def test_several_retries_at_a_time_send_one_message(tmp_path: Path, patient: None) -> None:
+    """One sends, and the others wait until it has; also of a letter that was purged, if they ask by key."""
+    await send_once(tmp_path, range(60))
+
+
+async def test_a_message_is_put_back_once_by_several(tmp_path: Path, patient: None) -> None:
+    """Its text lies on the queue once."""
+    async with opened(tmp_path / "place") as transport:
+        for seed in range(20):
+            world = World(transport, tmp_path)
+            await world.send_text("garbage")
+            await drain(world, partial(WorkerProcess, Numbered(), world, fails_once))
+            await without_faults(world, [retrying(world), retrying(world)], random.Random(seed))
+            assert await world.bodies() == ["garbage"]
+
+
+async def test_without_waiting_several_would_send(tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The histories above fail where nobody waits."""
+
+    async def never(ledger: Ledger, letter: reruns.LetterBlob) -> bool:
+        return False
+
+    monkeypatch.setattr(reruns, "_is_held", never)
+    with pytest.raises(AssertionError):
+        await send_once(tmp_path, range(60))
+
+
+@pytest.mark.parametrize("by_key", [False, True], ids=["by id", "by key"])
+async def test_the_claim_of_one_who_died_is_taken_over_when_it_is_old(
+    tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch, by_key: bool
+) -> None:
+    """Until then whoever asks again waits, since the other may be about to send."""
+    async with opened(tmp_path / "place") as transport:
+        world = await failed_world(transport, tmp_path, KEYED)
+        step: Step = asking_with_key(world) if by_key else retrying(world, KEYED.id)
+        looks, looked_again = 0, asyncio.Event()
+        is_held = reruns._is_held
+
+        async def look(ledger: Ledger, letter: reruns.LetterBlob) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks >= 5:
+                looked_again.set()
+            return await is_held(ledger, letter)
+
+        await retrying_that_dies_before_it_sends(world)
+        monkeypatch.setattr(reruns, "_is_held", look)
+        again = asyncio.ensure_future(step(world.ledger))
+        await looked_again.wait()
+        assert (again.done(), await world.queue.depth()) == (False, 0)
+
+        monkeypatch.setattr(reruns, "CLAIM_SECONDS", 0)
+        await again
+        assert await world.queue.depth() == 1
+        await work_off(world, KEYED)
+        await check_it_succeeded(world, KEYED)
+
+
+async def retrying_that_dies_before_it_sends(world: World) -> None:
+    """It has claimed the letter, and put the marker."""
+    undisturbed, points = await failed_world(world.transport, world.folder, KEYED), Numbered()
+    await retrying(undisturbed)(callers_ledger(undisturbed, points))
+    dies = Numbered({points.asked.index("send"): Fault.CRASH_BEFORE})
+    await disturbed(retrying(world), callers_ledger(world, dies))
+
+
+async def test_a_claim_whose_answer_was_lost_is_known_again(tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that repeats the write is told that the letter has changed: by itself, so there is nobody to wait for."""
+    put = LocalStore.put
+
+    async def repeated(store: LocalStore, name: str, data: Any, **options: Any) -> str:
+        etag = await put(store, name, data, **options)
+        return await put(store, name, data, **options) if "claim" in (options.get("metadata") or {}) else etag
+
+    async with opened(tmp_path / "place") as transport:
+        world = await failed_world(transport, tmp_path)
+        monkeypatch.setattr(LocalStore, "put", repeated)
+        done = await retrying(world, CALL.id)(world.ledger)
+        assert [handle.id for handle in done.handles] == [CALL.id]
+        assert await world.queue.depth() == 1
+
+
+async def test_a_keyed_rerun_waits_for_a_letter_that_is_on_its_way(tmp_path: Path, patient: None) -> None:
+    """A worker writes the outcome first, and who asks by key then goes on from what the letter says."""
+    checkpoint = Checkpoint("c" * 16, 1, Spill(3, "0" * 64))
+    async with opened(tmp_path / "place") as transport:
+        world = await failed_world(transport, tmp_path, KEYED)
+        letter = await world.letter(KEYED)
+        assert letter.call is not None
+        name = layout.dead_letter(QUEUE, KEYED.id, 1)
+        await world.store.delete(name)
+        turns = Turns()
+        process = Process(turns)  # no witness: a letter that is missing would be noticed
+        ledger = Ledger(ThroughTransport(world.transport, process), world.app, world.ledger.wire.keyring)
+        asking = asyncio.ensure_future(asking_with_key(world)(ledger))
+        looks = 0
+        await turns.until_still(process, asking)  # type: ignore[arg-type]  # it is a task
+        while turns.waiting:
+            looks += turns.waiting[process][0] == "get failed"
+            if looks == 3:
+                better = replace(letter, call=replace(letter.call, checkpoint=checkpoint))
+                await world.ledger.bury(better, QUEUE, KEYED.id, 1)
+            turns.let_go(process, None)
+            await turns.until_still(process, asking)  # type: ignore[arg-type]
+        assert (await asking).run == 2
+        (text,) = await world.bodies()
+        assert world.ledger.wire.unseal_call(text, QUEUE).checkpoint == checkpoint
+
+
 # Whether these tests would notice.
 
 
 def claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A purge may come between the marker and the message."""
 
-    async def unclaimed(ledger: Ledger, letter: reruns.LetterBlob) -> reruns.LetterBlob:
+    async def unclaimed(ledger: Ledger, letter: reruns.LetterBlob, **_: Any) -> reruns.LetterBlob:
         return letter
 
     monkeypatch.setattr(reruns, "claim", unclaimed)

@@ -370,6 +370,30 @@ async def test_a_cancelled_wait_lets_go(app: App) -> None:
     assert await handle.astatus() == "pending"
 
 
+@pytest.mark.parametrize("call_id", [None, 5, b"id", ["id"]], ids=str)
+def test_a_handle_of_what_is_no_string_is_refused(app: App, call_id: Any) -> None:
+    """With an error that says what an id is."""
+    with pytest.raises(DeclarationError, match=r"a string, which is what handle\.id says; got"):
+        app.handle(call_id)
+
+
+def test_a_handle_is_no_id(app: App) -> None:
+    """The error names its type, and what to pass."""
+    with pytest.raises(DeclarationError, match=r"handle\.id says; got Handle"):
+        app.handle(step.delay())  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(
+    ("payloads", "says"),
+    [("0" * 64, "must be a list"), (5, "must be a list"), (None, "must be a list"), ([5], "'5' is not"), ([None], "'None' is not")],
+    ids=str,
+)
+def test_payloads_that_are_no_digests_are_refused(app: App, payloads: Any, says: str) -> None:
+    """Before anything is removed."""
+    with pytest.raises(DeclarationError, match=says):
+        app.gc(24 * 3600, payloads=payloads)
+
+
 # cancel and forget
 
 

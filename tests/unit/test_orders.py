@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from failure_points import CLIENT, QUEUE, TASK, opened
 
 from ai4s.jobq import control, layout
 from ai4s.jobq.errors import Unreachable
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.lifecycle import Cancelled
-from ai4s.jobq.message import Call
+from ai4s.jobq.message import Call, Outcome, State
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.worker.interruptions import CANCEL, Interruptions
 from ai4s.jobq.worker.orders import READ_SECONDS, Orders, Ways
@@ -23,6 +25,7 @@ from ai4s.jobq.worker.poller import Line
 from ai4s.jobq.worker.shutdown import Shutdown, Why
 
 CALL = Call(id=layout.call_id(CLIENT, 7), task=TASK, queue=QUEUE, arguments=b"", sent=1.0)
+NUMBERS = itertools.count()
 
 
 @dataclass
@@ -154,6 +157,126 @@ async def test_what_was_known_stays_in_force_while_nothing_can_be_read(tmp_path:
             await follower.orders.read()
             assert running.done()
         assert follower.paused == [True, False, True]
+
+
+# More cancels than the list holds.
+
+
+async def cancel(ledger: Ledger, call: Call) -> None:
+    """As `Handle.cancel` does."""
+    await ledger.commit(Outcome(call=call.id, run=call.run, state=State.CANCELLED, token="a" * 16))
+    await control.tell_cancelled(ledger, call.queue, layout.run_id(call.id, call.run))
+
+
+async def cancel_others(ledger: Ledger, number: int) -> None:
+    """So many calls, which run nowhere."""
+    for _ in range(number):
+        await control.tell_cancelled(ledger, QUEUE, f"another-{next(NUMBERS)}.r1")
+
+
+def looks(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls whose outcomes are read from now on."""
+    asked: list[str] = []
+    real = ledger.outcome
+
+    async def outcome(call: str, run: int) -> Outcome | None:
+        asked.append(call)
+        return await real(call, run)
+
+    monkeypatch.setattr(ledger, "outcome", outcome)
+    return asked
+
+
+@pytest.fixture
+def short_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cancelled runs are listed."""
+    monkeypatch.setattr(control, "MOST_REMEMBERED", 3)
+
+
+@pytest.mark.usefixtures("short_list")
+async def test_a_cancelled_run_is_stopped_though_many_others_pushed_it_off_the_list(tmp_path: Path) -> None:
+    """Between two reads; what was not cancelled goes on."""
+    async with a_ledger(tmp_path) as ledger:
+        follower = await Follower.start(ledger)
+        with follower.interruptions.watched(CALL) as running, follower.interruptions.watched(replace(CALL, run=2)) as other:
+            await follower.orders.read()
+            await cancel(ledger, CALL)
+            await cancel_others(ledger, 3)
+            await follower.orders.read()
+            assert running.result() is CANCEL
+            assert not other.done()
+
+
+@pytest.mark.usefixtures("short_list")
+async def test_a_cancelled_and_forgotten_run_is_stopped_too(tmp_path: Path) -> None:
+    """Its tombstone says that it has ended."""
+    async with a_ledger(tmp_path) as ledger:
+        follower = await Follower.start(ledger)
+        with follower.interruptions.watched(CALL) as running:
+            await cancel(ledger, CALL)
+            await ledger.forget(CALL.id, CALL.run)
+            await cancel_others(ledger, 3)
+            await follower.orders.read()
+            assert running.result() is CANCEL
+
+
+@pytest.mark.usefixtures("short_list")
+async def test_an_attempt_that_begins_after_its_run_left_the_list_is_stopped(tmp_path: Path) -> None:
+    """It was about to begin, and had looked already, when the run was cancelled; and no read found more than the list holds."""
+    async with a_ledger(tmp_path) as ledger:
+        follower = await Follower.start(ledger)
+        await cancel(ledger, CALL)
+        for _ in range(2):
+            await follower.orders.read()
+            await cancel_others(ledger, 2)
+        with follower.interruptions.watched(CALL) as begun_late:
+            await follower.orders.read()
+            assert begun_late.result() is CANCEL
+
+
+@pytest.mark.usefixtures("short_list")
+async def test_outcomes_are_looked_at_only_where_a_cancel_may_have_been_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while the list shows all; then once each, and none of a call that was sent later, or of another queue."""
+    async with a_ledger(tmp_path) as ledger:
+        follower = await Follower.start(ledger)
+        asked = looks(ledger, monkeypatch)
+        later = replace(CALL, id=layout.call_id(CLIENT, 8), sent=await ledger.transport.server_time() + 60)
+        elsewhere = replace(CALL, id=layout.call_id(CLIENT, 9), queue="gpu")
+        watched = follower.interruptions.watched
+        with watched(CALL), watched(later), watched(elsewhere):
+            for _ in range(4):
+                await cancel_others(ledger, 1)
+                await follower.orders.read()
+            assert asked == []
+
+            await cancel_others(ledger, 4)
+            for _ in range(2):
+                await follower.orders.read()
+            assert asked == [CALL.id]
+
+
+@pytest.mark.usefixtures("short_list")
+async def test_a_look_that_failed_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next read, though nothing else was cancelled meanwhile."""
+    async with a_ledger(tmp_path) as ledger:
+        follower = await Follower.start(ledger)
+        real = ledger.outcome
+
+        async def unreachable(*args: object) -> None:
+            raise Unreachable(maybe_done=False)
+
+        with follower.interruptions.watched(CALL) as running:
+            await cancel(ledger, CALL)
+            await cancel_others(ledger, 3)
+            monkeypatch.setattr(ledger, "outcome", unreachable)
+            await follower.orders.read()
+            assert not running.done()
+
+            monkeypatch.setattr(ledger, "outcome", real)
+            await follower.orders.read()
+            assert running.result() is CANCEL
 
 
 async def test_orders_that_cannot_be_read_at_the_start_end_nobody(tmp_path: Path, monkeypatch: Any) -> None:

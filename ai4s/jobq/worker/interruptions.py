@@ -33,20 +33,24 @@ class Interruptions:
     """What runs in one worker, by run."""
 
     def __init__(self) -> None:
-        self._running: dict[asyncio.Future[Stop], str] = {}
+        self._running: dict[asyncio.Future[Stop], Call] = {}
         self._left = False
 
     @contextmanager
     def watched(self, call: Call) -> Iterator[asyncio.Future[Stop]]:
         """A future that is set when this attempt is to be stopped, within the block."""
         stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
-        self._running[stop] = run_id(call.id, call.run)
+        self._running[stop] = call
         if self._left:
             stop.set_result(LEAVE)
         try:
             yield stop
         finally:
             del self._running[stop]
+
+    def running(self, queue: str) -> dict[asyncio.Future[Stop], Call]:
+        """The attempts of this queue that nobody has stopped, by what would stop them."""
+        return {stop: call for stop, call in self._running.items() if call.queue == queue and not stop.done()}
 
     def leave(self) -> None:
         """Stop all attempts, and those that come."""
@@ -57,8 +61,8 @@ class Interruptions:
     def cancel(self, runs: Iterable[str]) -> None:
         """Stop the attempts of these runs."""
         wanted = frozenset(runs)
-        for stop, run in self._running.items():
-            if run in wanted:
+        for stop, call in self._running.items():
+            if run_id(call.id, call.run) in wanted:
                 _set(stop, CANCEL)
 
 
