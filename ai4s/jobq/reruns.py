@@ -148,10 +148,11 @@ async def claim(ledger: Ledger, letter: LetterBlob, *, purged_too: bool = False)
     """Note in a dead letter that it is being retried, so that nobody purges it or sends the same; returns it, or its tombstone.
 
     What somebody else is retrying is waited for, until it has been retried or its claim is old; then it is taken over. With
-    `purged_too`, a letter that was purged, or has not been written, is claimed as well.
+    `purged_too`, a letter that was purged is claimed as well. One that its worker has not written yet is not: an empty claim
+    in its place would keep it from ever being written.
     """
     mine, pause = secrets.token_hex(8), LEAST_PAUSE_SECONDS
-    while letter.fate != Fate.RETRIED and letter.claim != mine and (letter.data or purged_too):
+    while letter.fate != Fate.RETRIED and letter.claim != mine and (letter.data or (purged_too and letter.etag)):
         if await _is_held(ledger, letter):
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_PAUSE_SECONDS)
