@@ -21,7 +21,7 @@ from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Rai
 from ..message import Cause, Failure
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, opened_checkpoints
 from .duties import Duties
 from .executors import Ending, Executors, Work
 from .interruptions import Interruptions
@@ -143,15 +143,18 @@ class Attempts:
                 # Not before: a copy of the message may have been worked on while this one waited for the slot.
                 if self._may_have_ended(attempt) and await self._settlement.ended_before(attempt):
                     return
-                with self._scratch.job_files() as files:
-                    began = self._leases.clock()
-                    checkpoints = Checkpoints(self._ledger, attempt, files.checkpoint)
-                    happening = await self._outcome_of(attempt, files, checkpoints)
-                    attempt = replace(attempt, call=await checkpoints.finish())
-                    # Settling needs the value's file, and holds the slot: what is not durable is not done.
-                    await self._settlement.settle(attempt, happening, ran_from=began)
+                await self._run_to_its_end(attempt)
         except Closed:
             await self._settlement.release(attempt, 0)
+
+    async def _run_to_its_end(self, attempt: Attempt) -> None:
+        with self._scratch.job_files() as files:
+            async with opened_checkpoints(self._ledger, attempt, files.checkpoint) as checkpoints:
+                began = self._leases.clock()
+                happening = await self._outcome_of(attempt, files, checkpoints)
+                attempt = replace(attempt, call=await checkpoints.finish())
+            # Settling needs the value's file, and holds the slot: what is not durable is not done.
+            await self._settlement.settle(attempt, happening, ran_from=began)
 
     def _may_have_ended(self, attempt: Attempt) -> bool:
         """Whether it pays to look: after a redelivery, and for calls that were sent before somebody cancelled one."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,19 @@ from ..message import Call, Checkpoint, Form
 from ..printable import printable
 from .jobs import Answer, Load, Save
 from .settlement import Attempt, drop_checkpoint
+from .shutdown import cancel_and_wait
 
 log = logging.getLogger("ai4s.jobq.worker")
+
+
+@asynccontextmanager
+async def opened_checkpoints(ledger: Ledger, attempt: Attempt, path: Path) -> AsyncIterator[Checkpoints]:
+    """The checkpoints of an attempt for the length of its run."""
+    checkpoints = Checkpoints(ledger, attempt, path)
+    try:
+        yield checkpoints
+    finally:
+        await checkpoints.close()
 
 
 class Checkpoints:
@@ -44,6 +57,11 @@ class Checkpoints:
             log.warning("A checkpoint of call %s may be lost: %s", self.call.id, exc)
             return Answer(request.request, done=False)
         return Answer(request.request, done=True)
+
+    async def close(self) -> None:
+        """Leave nothing under way, where the attempt itself was cut off."""
+        if self._naming is not None:
+            await cancel_and_wait(self._naming)
 
     async def finish(self) -> Call:
         """Wait for a name that is on its way into the message; returns the call with the newest checkpoint that is surely kept."""
