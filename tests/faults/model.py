@@ -28,7 +28,14 @@ def run(lab: Lab, place: str, size: Size) -> Row:
     tally = model_machine.run(size.rounds, seed_number=size.seed)
     states = ", ".join(f"{number} {state}" for state, number in sorted(tally.states.items()))
     remark = f"{tally.runs} histories, {tally.executions} executions, {tally.requests} requests: {states}"
-    row = Row("random histories", place, tally.calls, faults=tally.faults.total(), seconds=time.monotonic() - began, remark=remark)
+    row = Row(
+        "random histories",
+        place,
+        tally.calls,
+        faults=tally.faults.total(),
+        seconds=round(time.monotonic() - began, 1),
+        remark=remark,
+    )
     return row if tally.runs >= size.rounds else row.but("fewer histories than asked for")
 
 
@@ -43,9 +50,9 @@ def run_mutants(lab: Lab, place: str, size: Size) -> Row:
             continue
         survivors.append(f"{size.rounds} histories do not notice: {rule}")
     remark = f"noticed: {', '.join(rules)}" if not survivors else ""
-    return Row("rules missing in histories", place, 0, faults=len(rules), seconds=time.monotonic() - began, remark=remark).but(
-        *survivors
-    )
+    return Row(
+        "rules missing in histories", place, 0, faults=len(rules), seconds=round(time.monotonic() - began, 1), remark=remark
+    ).but(*survivors)
 
 
 EXPERIMENTS = [
