@@ -132,7 +132,7 @@ class Process:
         self.points, self.world = points, world
         self.alive, self.starting = True, False
         self.lead_seconds = 0.0
-        self.keeper = LeaseKeeper(self.clock, asyncio.Event())
+        self.keeper = LeaseKeeper(self.clock)
 
     def clock(self) -> float:
         """This machine's clock for leases."""

@@ -1,7 +1,8 @@
 """Calls that kill their process, fill its memory, start processes without end, or never come back, mixed with good ones.
 
 Each poison is to be found out by itself: a dead letter with its cause, and no good call runs twice, since a plain function has its
-process for itself. Coroutines share one: those beside a poison run once more, uncharged, and then alone; how often is the column `duplicated`.
+process for itself. Coroutines share one: those beside a poison run once more, uncharged, and then alone; how often is the column
+`duplicated`.
 """
 
 from __future__ import annotations

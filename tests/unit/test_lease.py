@@ -87,15 +87,15 @@ class World:
     """A clock, a queue, and the lease on its message."""
 
     def __init__(self) -> None:
-        self.clock, self.over = Clock(), asyncio.Event()
+        self.clock = Clock()
         self.queue = OneMessageQueue(self.clock)
-        self.keeper = LeaseKeeper(self.clock, self.over)
+        self.keeper = LeaseKeeper(self.clock)
         self.delivery = Delivery(Receipt("m", "0"), "body", 1, START, START, received_at=START)
         self.lease = self.new_lease()
 
     def new_lease(self) -> Lease:
         """A lease that begins with the delivery."""
-        return Lease(self.as_queue, self.delivery, self.clock, self.over)
+        return Lease(self.as_queue, self.delivery, self.clock)
 
     @property
     def as_queue(self) -> Queue:

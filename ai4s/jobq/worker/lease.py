@@ -18,7 +18,6 @@ from typing import TypeVar
 
 from ..errors import AccessDenied, LeaseLost, TransportError, Unreachable
 from ..transports.base import Delivery, Queue, Receipt
-from .shutdown import cancel_and_wait
 
 T = TypeVar("T")
 log = logging.getLogger("ai4s.jobq.worker")
@@ -39,8 +38,8 @@ Clock = Callable[[], float]
 class Lease:
     """The right to settle one delivery."""
 
-    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock, over: asyncio.Event) -> None:
-        self._queue, self._clock, self._over = queue, clock, over
+    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock) -> None:
+        self._queue, self._clock = queue, clock
         self._receipt = delivery.receipt
         self._began = delivery.received_at
         self._lost = False
@@ -90,30 +89,17 @@ class Lease:
             self._lost = True
 
     async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step through storage faults while the lease is ours and the worker stays; it may be done twice.
-
-        Raises what the step raised last, and Unreachable once the worker is out of time.
-        """
+        """Repeat a step through storage faults for as long as the lease is ours; what each step does may be done twice."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await self._unless_over(step)
+                return await step()
             except (Unreachable, AccessDenied) as exc:
-                if not self.held or self._over.is_set():
+                if not self.held:
                     raise
                 log.warning("Trying again while the lease lasts: %s", exc)
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    async def _unless_over(self, step: Callable[[], Awaitable[T]]) -> T:
-        working, over = asyncio.ensure_future(step()), asyncio.create_task(self._over.wait())
-        try:
-            await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Unreachable("The worker ends, and the storage has not answered.")
-            return working.result()
-        finally:
-            await cancel_and_wait(working, over)
 
     def _check(self) -> None:
         if not self.held:
@@ -126,16 +112,16 @@ class Lease:
 
 
 class LeaseKeeper:
-    """Renews all leases of a worker that are due, until it is cancelled. Once `over` is set, no lease is worth waiting for."""
+    """Renews all leases of a worker that are due, until it is cancelled."""
 
-    def __init__(self, clock: Clock, over: asyncio.Event) -> None:
-        self.clock, self._over = clock, over
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self._leases: set[Lease] = set()
 
     @asynccontextmanager
     async def hold(self, queue: Queue, delivery: Delivery) -> AsyncIterator[Lease]:
         """A lease on this delivery that is renewed for the length of the block."""
-        lease = Lease(queue, delivery, self.clock, self._over)
+        lease = Lease(queue, delivery, self.clock)
         self._leases.add(lease)
         try:
             yield lease

@@ -272,7 +272,7 @@ async def _workshop(parts: _Parts, shutdown: Shutdown) -> Workshop:
         parts.executors,
         Slots(parts.executors.sizes, set(parts.tasks.values())),
         Scratch(parts.folder, parts.ledger),
-        LeaseKeeper(boottime, shutdown.over),
+        LeaseKeeper(boottime),
         interruptions,
         orders,
     )
