@@ -103,7 +103,7 @@ class Client:
         self.modules: set[str] = set()
         """Where workers find tasks of this app by importing."""
         self.queues = {layout.DEFAULT_QUEUE}
-        """The queues that tasks of this app name, as far as this process knows them."""
+        """The queues that tasks of this app and their options name, as far as this process knows them."""
         self.result_ttl_seconds: float | None = None
         """After how long workers of this app may remove outcomes."""
         self.instead: Callable[[Any], Any] | None = None

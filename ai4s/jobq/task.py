@@ -103,6 +103,8 @@ class Task(Generic[P, D, R]):
         Raises DeclarationError for anything else, and for values that cannot be.
         """
         chosen = call_options(self.client.name, self._chosen, changes, self.declared.pool)
+        if chosen.queue is not None:
+            self.client.queues.add(chosen.queue)
         return self.configured(chosen)
 
     @property
