@@ -387,8 +387,10 @@ async def test_a_late_copy_of_a_retried_run_changes_nothing(tmp_path: Path) -> N
         world = await failed_world(transport, tmp_path)
         await retrying(world)(world.ledger)
         await work_off(world, CALL)
+        executed = len(world.executed)
         await world.ledger.send(replace(CALL, resent=True))
         await drain(world, partial(WorkerProcess, Numbered(), world, fails_once))
+        assert len(world.executed) == executed, "the copy has run"
         await check_it_succeeded(world, CALL)
 
 

@@ -105,9 +105,11 @@ async def test_an_event_of_this_machine_is_a_notice(azure: MetadataServer, kind:
 @pytest.mark.parametrize("named", [MACHINE.upper(), MACHINE.lower()])
 async def test_names_are_compared_without_regard_to_case(azure: MetadataServer, named: str) -> None:
     """Among several machines, this one is found however it is written."""
-    azure.announce(machines=("another", named))
+    azure.announce("Preempt", machines=("another", named))
     async with following(azure.url) as told:
         await told.until(lambda: told.notices)
+    assert all("Preempt" in reason for reason, _ in told.notices)
+    assert told.withdrawn == []
 
 
 @pytest.mark.parametrize("name", [None, "", "<html>\nlogin", "x" * 1000], ids=["404", "empty", "lines", "long"])
@@ -117,6 +119,7 @@ async def test_a_machine_that_does_not_know_its_name_goes_by_its_hosts(azure: Me
     azure.announce(machines=(socket.gethostname().upper(),))
     async with following(azure.url) as told:
         await told.until(lambda: told.notices)
+    assert told.withdrawn == []
 
 
 async def test_the_name_is_asked_for_only_when_there_is_an_event(azure: MetadataServer) -> None:
@@ -384,7 +387,9 @@ def test_the_address_can_be_set(tmp_path: Path) -> None:
 
 async def test_nobody_is_asked_where_there_is_nobody_to_ask() -> None:
     """It ends, and is not missed."""
-    await follow_notices(None, Told())
+    told = Told()
+    await follow_notices(None, told)
+    assert (told.notices, told.withdrawn) == ([], [])
 
 
 # What a task is told.

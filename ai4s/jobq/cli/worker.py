@@ -98,7 +98,7 @@ def run(target: str, given: dict[str, Any]) -> int:
 
 
 def _plan(target: Target, given: dict[str, Any]) -> Any:
-    from ..worker.executors import Limits
+    from ..worker.executors import ChildLimits
     from ..worker.jobs import ChildSetup, Served
     from ..worker.runtime import Plan
     from ..worker.status import new_worker_id
@@ -114,7 +114,7 @@ def _plan(target: Target, given: dict[str, Any]) -> Any:
         until_idle_seconds=given["until_idle"],
         time_limit_seconds=given["time_limit"],
         by_value=given["by_value"],
-        limits=Limits(given["max_calls_per_child"], given["max_memory_per_child"]),
+        limits=ChildLimits(given["max_calls_per_child"], given["max_memory_per_child"]),
     )
 
 

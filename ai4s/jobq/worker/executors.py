@@ -47,7 +47,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ChildLimits:
     """After how many calls a child is replaced, and how many bytes of memory it may hold; None for no bound."""
 
     calls: int | None = None
@@ -82,7 +82,7 @@ class _Start:
 class Crew:
     """Up to `size` children like `setup`, each with room for `setup.capacity` jobs."""
 
-    def __init__(self, setup: ChildSetup, size: int, limits: Limits) -> None:
+    def __init__(self, setup: ChildSetup, size: int, limits: ChildLimits) -> None:
         self._setup, self._size, self._limits = setup, size, limits
         self._children: list[Child] = []
         self._worn: list[Child] = []
@@ -284,7 +284,7 @@ class Crew:
 class Executors:
     """The crews of a worker: `concurrency` processes for plain functions, loops with room for `async_concurrency` coroutines."""
 
-    def __init__(self, setup: ChildSetup, limits: Limits, *, concurrency: int, async_concurrency: int) -> None:
+    def __init__(self, setup: ChildSetup, limits: ChildLimits, *, concurrency: int, async_concurrency: int) -> None:
         self.sizes = {Pool.PROCESS: concurrency, Pool.THREAD: concurrency, Pool.ASYNC: async_concurrency}
         self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency, limits)
         # Threads run in the loops' children, which have room for both.

@@ -28,7 +28,6 @@ log = logging.getLogger("ai4s.jobq.worker")
 READ_SECONDS = 4.5
 """Between two reads of a queue's control: what was cancelled stops within 10 s, of which its process has 5 s to end by itself."""
 
-
 LOOKS_AT_ONCE = 16
 """Outcomes that are read at a time."""
 

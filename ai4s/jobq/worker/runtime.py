@@ -26,7 +26,7 @@ from ..transports.base import Delivery
 from ..transports.place import parse_place
 from .attempt import Attempts, Workshop
 from .duties import Duties
-from .executors import Executors, Limits
+from .executors import ChildLimits, Executors
 from .interruptions import Interruptions
 from .jobs import ChildSetup, Notice, Ready, Served
 from .lease import LeaseKeeper
@@ -60,7 +60,7 @@ class Plan:
     until_idle_seconds: float | None = None
     time_limit_seconds: float | None = None
     by_value: bool = True
-    limits: Limits = Limits()  # noqa: RUF009  # frozen
+    limits: ChildLimits = ChildLimits()  # noqa: RUF009  # frozen
 
 
 class Worker:
