@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ai4s.jobq.clock import boottime
 from ai4s.jobq.errors import AlreadyExists, ConditionFailed, LeaseLost, NotFound, PlaceTaken
+from ai4s.jobq.parts import Parts
 from ai4s.jobq.transports.base import (
     MAX_BODY_BYTES,
     MAX_DELAY_SECONDS,
@@ -27,6 +28,7 @@ from ai4s.jobq.transports.base import (
     Delivery,
     Queue,
     Receipt,
+    Source,
     Store,
 )
 
@@ -206,7 +208,7 @@ class MemoryStore:
     async def put(
         self,
         name: str,
-        data: bytes | memoryview | Path,
+        data: Source,
         *,
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
@@ -270,7 +272,9 @@ class MemoryStore:
         return replace(info)
 
 
-def _bytes_of(data: bytes | memoryview | Path) -> bytes:
+def _bytes_of(data: Source) -> bytes:
+    if isinstance(data, Parts):
+        return data.joined()
     return data.read_bytes() if isinstance(data, Path) else bytes(data)
 
 

@@ -58,8 +58,8 @@ class Checkpointing:
 
         Costs two storage requests, and one to remove the older checkpoint: save every minute rather than every second.
         """
-        data = self._codec.dumps(value).data
-        return self._keep(Form.VALUE, lambda path: path.write_bytes(data))
+        encoded = self._codec.dumps(value)
+        return self._keep(Form.VALUE, encoded.write)
 
     def load(self, default: Any = None) -> Any:
         """What the last attempt that saved something saved last; `default` if there is nothing, or if it is damaged.

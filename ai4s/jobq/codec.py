@@ -1,24 +1,28 @@
 """Values to bytes and back: cloudpickle (takes nearly everything, and is code) or msgpack (plain data, and safe).
 
 Encoding happens where the user is, so what cannot travel is refused there, by name. Whether bytes may be decoded at all is
-not decided here: `wire.py` has verified them before.
+not decided here: `wire.py` has verified them before. Large buffers (arrays, bytes) are never copied into a pickle: they stay
+pieces beside it, in a container of `buffers.py` where unpickling is to map them rather than to copy them once more.
 
 Next: `wire.py`.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol
 
 import cloudpickle
 import msgpack
 
+from . import buffers
+from .buffers import BUFFER_BYTES, Readable
 from .errors import DeclarationError, JobQError, NotSerializable, Unfit
+from .parts import Parts, gathered
 from .printable import describe, kind
 
 
@@ -26,8 +30,27 @@ from .printable import describe, kind
 class Encoded:
     """A value as bytes; `has_code` says that functions or classes travel inside, which bind it to a Python minor version."""
 
-    data: bytes
+    parts: Parts
     has_code: bool = False
+
+    @property
+    def data(self) -> bytes:
+        """All bytes as one, for what is small: large buffers are copied."""
+        return self.parts.joined()
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self.parts.size
+
+    def write(self, path: Path) -> None:
+        """Write all bytes to a file, piece by piece."""
+        with path.open("wb") as file:
+            file.writelines(self.parts.pieces)
+
+
+class Unresolved(Exception):
+    """What a value refers to cannot be had: neither its bytes' fault nor its class's, so decoding raises it as it is."""
 
 
 Guard = Callable[[object], None]
@@ -37,26 +60,53 @@ Guard = Callable[[object], None]
 class Codec(Protocol):
     """One way to encode values. Both methods raise NotSerializable with the offending type or the reason."""
 
-    name: str
-    allows_pickle: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def allows_pickle(self) -> bool: ...
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded: ...
 
-    def loads(self, data: bytes) -> Any: ...
+    def loads(self, data: Readable) -> Any:
+        """The value; arrays in it are views of `data`, unless that is `bytes`, and as writable as it is."""
+
+    def loads_each(self, several: Iterable[bytes]) -> Iterator[Any]:
+        """As `loads`, of many that are mostly small."""
 
 
 _BUILT_IN = (type(None), type(...), type(NotImplemented))
 """Classes that have no name to be imported by, and yet are everywhere."""
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pickler is untyped
-    """Notices code that travels by value, and lets a guard see every object of a class that is not built in."""
+class _Pieces(list[Any]):
+    """A file to pickle into: frames of some 64 KiB, and each larger bytes object as it is."""
 
-    def __init__(self, file: io.BytesIO, guard: Guard | None) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+    write = list.append
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle's Pickler is untyped
+    """Notices code that travels by value, and lets a guard see every object of a class that is not built in.
+
+    `buffers` are those that stay outside.
+    """
+
+    def __init__(self, file: _Pieces, guard: Guard | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=self._leave_in)
+        self.buffers: list[memoryview] = []
         self.has_code = False
         self.refusal: JobQError | None = None
         self._guard = guard
+
+    def _leave_in(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether a buffer goes into the pickle as ever: small ones, and those that are not in one piece, which pickle refuses."""
+        try:
+            view = buffer.raw()
+        except BufferError:
+            return True
+        if view.nbytes >= BUFFER_BYTES:
+            self.buffers.append(view)
+        return view.nbytes < BUFFER_BYTES
 
     def reducer_override(self, obj: Any) -> Any:
         if self._guard is not None:
@@ -78,7 +128,7 @@ class CloudpickleCodec:
     allows_pickle = True
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
-        file = io.BytesIO()
+        file = _Pieces()
         pickler = _Pickler(file, guard)
         try:
             pickler.dump(value)
@@ -86,13 +136,38 @@ class CloudpickleCodec:
             if exc is pickler.refusal:
                 raise
             raise NotSerializable(f"cloudpickle cannot encode {kind(value)}: {_reason(exc)}") from exc
-        return Encoded(file.getvalue(), pickler.has_code)
+        pickled = Parts.of(*gathered(file, BUFFER_BYTES))
+        return Encoded(buffers.packed(pickled, pickler.buffers) if pickler.buffers else pickled, pickler.has_code)
 
-    def loads(self, data: bytes) -> Any:
+    def loads(self, data: Readable) -> Any:
         try:
-            return pickle.loads(data)  # verified by wire.py where a key is configured; see DESIGN "Trust"
+            return unpickled(data)
+        except Unresolved:
+            raise
         except (Exception, SystemExit, GeneratorExit) as exc:  # unpickling runs the user's code, which may raise anything
             raise NotSerializable(f"cloudpickle cannot decode this value here: {_reason(exc)}") from exc
+
+    def loads_each(self, several: Iterable[bytes]) -> Iterator[Any]:
+        loads = pickle.loads
+        for data in several:
+            if len(data) >= BUFFER_BYTES:
+                yield self.loads(data)
+                continue
+            try:
+                value = loads(data)
+            except Exception:  # noqa: BLE001  # once more, for the error
+                value = self.loads(data)
+            yield value
+
+
+def unpickled(data: Readable) -> Any:
+    """What CloudpickleCodec encoded; raises whatever the user's code and damaged bytes raise."""
+    # Verified by wire.py where a key is configured; see DESIGN "Trust".
+    if len(data) < BUFFER_BYTES or not buffers.is_packed(data):
+        return pickle.loads(data)
+    # Arrays in bytes could not be written to, unlike those that were pickled as a whole.
+    pickled, beside = buffers.unpacked(bytearray(data) if isinstance(data, bytes) else data)
+    return pickle.loads(pickled, buffers=beside)
 
 
 class MsgpackCodec:
@@ -104,15 +179,18 @@ class MsgpackCodec:
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
         try:
             _check_plain(value, guard)
-            return Encoded(msgpack.packb(value))
+            return Encoded(Parts.of(msgpack.packb(value)))
         except (ValueError, OverflowError, RecursionError, UnicodeEncodeError) as exc:
             raise NotSerializable(f"The msgpack codec cannot encode {kind(value)}: {_reason(exc)}") from exc
 
-    def loads(self, data: bytes) -> Any:
+    def loads(self, data: Readable) -> Any:
         try:
             return msgpack.unpackb(data, strict_map_key=False)
         except (ValueError, TypeError, msgpack.UnpackException) as exc:
             raise NotSerializable(f"The bytes are not sound msgpack: {_reason(exc)}") from exc
+
+    def loads_each(self, several: Iterable[bytes]) -> Iterator[Any]:
+        return map(self.loads, several)
 
 
 _PLAIN = frozenset({type(None), bool, float, str, bytes})

@@ -20,6 +20,9 @@ CLUSTER_VARIABLES = ("AZUREML_RUN_ID", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"
 LOCAL_FOLDER = ".jobq"
 MIN_KEY_LENGTH = 16
 
+CACHE_BYTES = 10 * 1024**3
+"""What stored objects may take of a worker's disk unless JOBQ_CACHE_BYTES says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -29,13 +32,15 @@ class Settings:
     signing_keys: tuple[str, ...] = field(default=(), repr=False)
     cluster: str | None = None
     metadata_url: str | None = None
+    cache_bytes: int = CACHE_BYTES
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster.
 
-    JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes.
+    JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes, JOBQ_CACHE_BYTES how much of its disk the objects
+    that `app.put` stored may take.
     """
     environ = dict(os.environ if environ is None else environ)
     keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
@@ -44,8 +49,16 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         signing_keys=check_keys(keys),
         cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
         metadata_url=environ.get("JOBQ_METADATA_URL") or None,
+        cache_bytes=_bytes_of(environ, "JOBQ_CACHE_BYTES", CACHE_BYTES),
         environ=environ,
     )
+
+
+def _bytes_of(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigurationError(f"{name} is a number of bytes, such as {CACHE_BYTES}; got {text!r}.")
+    return int(text)
 
 
 def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:

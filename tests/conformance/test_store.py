@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from ai4s.jobq.errors import AlreadyExists, ConditionFailed, NotFound
+from ai4s.jobq.parts import Parts
 from ai4s.jobq.transports.base import Blob, BlobInfo, Store, Transport
 
 T = TypeVar("T")
@@ -65,6 +66,18 @@ def test_a_memoryview_is_put_like_bytes(run: Run, store: Store, size: int) -> No
     """A view of a part of a buffer need not be copied first."""
     run(store.put("x", memoryview(noise(size + 10))[5:-5]))
     assert read(run, store, "x") == noise(size + 10)[5:-5]
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (3, 0, 5), (60 * KIB, 60 * KIB), (5 * MIB, 1, 4 * MIB + 3), (MIB,) * 13])
+def test_parts_are_put_like_bytes(run: Run, store: Store, sizes: tuple[int, ...]) -> None:
+    """Pieces of memory, wherever they begin and end, become one blob, under the same conditions."""
+    pieces = [noise(size) for size in sizes]
+    parts = Parts.of(*(piece if number % 2 else bytearray(piece) for number, piece in enumerate(pieces)))
+    run(store.put("x", parts, metadata={"n": "1"}, if_absent=True))
+    assert read(run, store, "x") == b"".join(pieces)
+    assert run(store.head("x")).metadata == {"n": "1"}
+    with pytest.raises(AlreadyExists):
+        run(store.put("x", parts, if_absent=True))
 
 
 @pytest.mark.parametrize("sizes", [(5, 9), (5, 200 * KIB), (200 * KIB, 5), (200 * KIB, 300 * KIB)])

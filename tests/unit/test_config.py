@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ai4s.jobq.config import CLUSTER_VARIABLES, MIN_KEY_LENGTH, Settings, check_keys, default_url, read_settings
+from ai4s.jobq.config import CACHE_BYTES, CLUSTER_VARIABLES, MIN_KEY_LENGTH, Settings, check_keys, default_url, read_settings
 from ai4s.jobq.errors import ConfigurationError
 
 KEY, OTHER_KEY = "a-key-of-16-or-more", "another-key-of-16-or-more"
@@ -46,6 +46,15 @@ print(before.url, before.environ["JOBQ_URL"], read_settings().url)
 """
     answer = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["azure://first", "azure://first", "azure://second"]
+
+
+def test_the_bound_of_the_file_cache_is_a_number_of_bytes() -> None:
+    """Anything else is refused, and not taken for the default."""
+    assert read_settings({"JOBQ_CACHE_BYTES": "5000000"}).cache_bytes == 5_000_000
+    assert read_settings({"JOBQ_CACHE_BYTES": ""}).cache_bytes == CACHE_BYTES
+    for text in ("10 GiB", "-1", "1e9", "²"):
+        with pytest.raises(ConfigurationError, match="JOBQ_CACHE_BYTES is a number of bytes"):
+            read_settings({"JOBQ_CACHE_BYTES": text})
 
 
 @pytest.mark.parametrize("keys", ["short", f"{KEY},short", "x" * (MIN_KEY_LENGTH - 1)])

@@ -16,6 +16,7 @@ import pytest
 from ai4s.jobq import spill
 from ai4s.jobq.errors import Malformed, Unreachable
 from ai4s.jobq.message import Spill
+from ai4s.jobq.parts import Parts
 from ai4s.jobq.transports.base import Blob, Store
 from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.place import LocalPlace
@@ -213,7 +214,76 @@ async def test_a_fault_of_the_storage_is_no_damage(way: str, tmp_path: Path) -> 
         assert not others()
 
 
+# Keeping.
+
+
+@pytest.mark.parametrize("kind", ["bytes", "parts", "file"])
+async def test_what_is_kept_is_said_truly(kind: str, tmp_path: Path) -> None:
+    """Length and digest of bytes, of pieces and of a file; what is there already stays, and is not complained about."""
+    data = os.urandom(5_000)
+    (path := tmp_path / "data").write_bytes(data)
+    source = {"bytes": data, "parts": Parts.of(data[:100], bytearray(data[100:])), "file": path}[kind]
+    async with opened(tmp_path) as store:
+        assert await spill.keep(store, NAME, source) == told(data)  # type: ignore[arg-type]  # one of the three
+        assert await spill.fetch(store, NAME, told(data)) == data
+        assert await spill.keep(store, NAME, b"other") == told(b"other")
+        assert await spill.fetch(store, NAME, told(data)) == data
+
+
+async def test_what_is_kept_is_hashed_while_it_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither waits for the other."""
+    put, real = asyncio.Event(), spill.digest
+
+    class Slow:
+        async def put(self, name: str, source: Any, *, if_absent: bool) -> None:
+            await put.wait()
+
+    async def hash_then_put(source: Any) -> Spill:
+        found = await real(source)
+        put.set()
+        return found
+
+    monkeypatch.setattr(spill, "digest", hash_then_put)
+    assert await spill.keep(cast("Any", Slow()), NAME, b"data") == told(b"data")
+
+
+@pytest.mark.parametrize("fault", [Unreachable(), OSError("no such file"), asyncio.CancelledError()], ids=repr)
+async def test_a_put_that_fails_leaves_nothing_running(fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is the one that is raised."""
+
+    class Failing:
+        async def put(self, name: str, source: Any, *, if_absent: bool) -> None:
+            await asyncio.sleep(0)
+            raise fault
+
+    async def for_ever(source: Any) -> Spill:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(spill, "digest", for_ever)
+    with pytest.raises(type(fault)):
+        await spill.keep(cast("Any", Failing()), NAME, b"data")
+    assert not others()
+
+
 # Memory, and what is left behind.
+
+
+async def test_large_bytes_are_fetched_into_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB take 64 MiB and a few blocks, and can be written to."""
+    monkeypatch.setattr(spill, "BLOCK_BYTES", 1024 * 1024)
+    (path := tmp_path / "in").write_bytes(os.urandom(1024 * 1024) * 64)
+    async with opened(tmp_path) as store:
+        said = await spill.keep(store, NAME, path)
+        tracemalloc.start()
+        try:
+            data = await spill.fetch_large(store, NAME, said)
+            held = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert isinstance(data, bytearray)
+    assert hashlib.sha256(data).hexdigest() == said.sha256
+    assert held < (64 + 2.5 * (spill.BLOCKS_IN_FLIGHT + 2)) * 1024 * 1024
 
 
 async def test_large_bytes_pass_to_a_file_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

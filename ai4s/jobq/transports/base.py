@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ..parts import Parts
+
+Source = bytes | memoryview | Path | Parts
+"""Where the bytes of a blob come from."""
+
 MAX_BODY_BYTES = 64 * 1024
 """Bytes of one message's text, as UTF-8; Azure's limit, which every transport enforces (ValueError)."""
 
@@ -146,13 +151,16 @@ class Store(Protocol):
     async def put(
         self,
         name: str,
-        data: bytes | memoryview | Path,
+        data: Source,
         *,
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str:
         """Write a whole blob atomically and return its etag. A Path is streamed in blocks and never held as one piece.
+
+        Of what lies in memory already, large bytes and Parts, no more than a few blocks are copied at a time; they must not change
+        meanwhile.
 
         Readers see the old bytes or the new ones, never a part. `if_absent` raises `AlreadyExists` if there is one (which,
         after a repeated request, may be this very write: compare what lies there); `if_match` raises `ConditionFailed`

@@ -20,6 +20,7 @@ from azure.storage.blob import BlobBlock
 from azure.storage.blob.aio import BlobClient
 
 from ...errors import TransportError, Unreachable
+from ...parts import Parts
 from .retrying import Retrying
 from .translate import error_code
 
@@ -39,7 +40,7 @@ COMMIT_READ_SECONDS = 60
 """A commit of many thousand blocks takes the service longer than other requests."""
 
 
-async def upload_in_blocks(blob: BlobClient, source: memoryview | Path, options: Mapping[str, Any], retrying: Retrying) -> str:
+async def upload_in_blocks(blob: BlobClient, source: Parts | Path, options: Mapping[str, Any], retrying: Retrying) -> str:
     """Upload `source` and return the new etag; `options` carry the metadata and the condition, which the commit checks."""
     for _ in range(UPLOAD_TRIES):
         upload = await _Upload.begin(blob, source, retrying)
@@ -55,14 +56,14 @@ async def upload_in_blocks(blob: BlobClient, source: memoryview | Path, options:
 @dataclass(frozen=True, slots=True)
 class _Upload:
     blob: BlobClient
-    source: memoryview | Path
+    source: Parts | Path
     retrying: Retrying
     size: int
     token: str
 
     @classmethod
-    async def begin(cls, blob: BlobClient, source: memoryview | Path, retrying: Retrying) -> _Upload:
-        size = (await asyncio.to_thread(source.stat)).st_size if isinstance(source, Path) else source.nbytes
+    async def begin(cls, blob: BlobClient, source: Parts | Path, retrying: Retrying) -> _Upload:
+        size = (await asyncio.to_thread(source.stat)).st_size if isinstance(source, Path) else source.size
         return cls(blob, source, retrying, size, uuid.uuid4().hex)
 
     @property
@@ -95,7 +96,7 @@ class _Upload:
     async def _read(self, start: int) -> bytes:
         if isinstance(self.source, Path):
             return await asyncio.to_thread(_read_part, self.source, start, self.block_bytes)
-        return bytes(self.source[start : start + self.block_bytes])
+        return b"".join(self.source.cut(start, start + self.block_bytes))
 
     async def commit(self, options: Mapping[str, Any]) -> str:
         blocks = [BlobBlock(self.block_id(start)) for start in self.starts]

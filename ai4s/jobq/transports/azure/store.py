@@ -13,17 +13,18 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceModifiedError
 from azure.storage.blob import BlobProperties
-from azure.storage.blob.aio import BlobClient, ContainerClient
+from azure.storage.blob.aio import ContainerClient
 
 from ...errors import AlreadyExists, ConditionFailed, NotFound, TransportError, Unreachable
-from ..base import MAX_PAGE, Blob, BlobInfo
+from ...parts import Parts
+from ..base import MAX_PAGE, Blob, BlobInfo, Source
+from .blob_clients import blob_clients
 from .blocks import BLOCK_BYTES, upload_in_blocks
 from .retrying import Retrying
 from .translate import error_code, status_of
@@ -34,9 +35,6 @@ SINGLE_BYTES = 8 * 1024 * 1024
 READ_TRIES = 5
 """How often a read of several ranges begins again because the blob was replaced in between."""
 
-POLLED_BLOBS = 32
-"""Blobs whose clients are kept: to make one costs a tenth of a request, and pollers read the same few again and again."""
-
 
 class AzureStore:
     """One container of an opened account."""
@@ -45,10 +43,7 @@ class AzureStore:
         self._client = client
         self._retrying = retrying
         self._where = f"container {client.container_name}"
-        self._blob = lru_cache(POLLED_BLOBS)(self._new_blob)
-
-    def _new_blob(self, name: str) -> BlobClient:
-        return self._client.get_blob_client(name)
+        self._blob = blob_clients(client)
 
     async def create(self) -> None:
         """Make the container if it is not there."""
@@ -64,7 +59,7 @@ class AzureStore:
     async def put(
         self,
         name: str,
-        data: bytes | memoryview | Path,
+        data: Source,
         *,
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
@@ -212,12 +207,13 @@ class AzureStore:
         return at
 
 
-async def _small_enough(data: bytes | memoryview | Path) -> bytes | memoryview | Path:
-    """Bytes where one request carries them; what is larger as it came."""
+async def _small_enough(data: Source) -> bytes | Parts | Path:
+    """Bytes where one request carries them; what is larger in pieces, or as a file."""
     if isinstance(data, Path):
         size = (await asyncio.to_thread(data.stat)).st_size
         return await asyncio.to_thread(data.read_bytes) if size <= BLOCK_BYTES else data
-    return bytes(data) if len(data) <= SINGLE_BYTES else memoryview(data)
+    parts = data if isinstance(data, Parts) else Parts.of(data)
+    return parts.joined() if parts.size <= SINGLE_BYTES else parts
 
 
 def _condition(if_absent: bool, if_match: str | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ...errors import Unreachable
+from ...parts import Parts
 from .database import Transaction
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Files:
         self.folder = folder
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobq-files")
 
-    def write(self, name: str, source: memoryview | Path) -> Future[int]:
+    def write(self, name: str, source: Parts | Path) -> Future[int]:
         """Begin to write a new file; the answer is its size. Unreachable if the disk refuses."""
         return self._submit(partial(_write, self.folder / name, source))
 
@@ -108,12 +109,12 @@ def collect(transaction: Transaction, *, folder: Path, mine: str | None = None) 
         transaction.execute("DELETE FROM files WHERE name = ?", (name,))
 
 
-def _write(target: Path, source: memoryview | Path) -> int:
+def _write(target: Path, source: Parts | Path) -> int:
     if isinstance(source, Path):
         # A source that cannot be read is the caller's own mistake and stays an OSError.
         with source.open("rb") as reader:
             return _write_blocks(target, _blocks(reader))
-    return _write_blocks(target, [source])
+    return _write_blocks(target, source.pieces)
 
 
 def _blocks(reader: BinaryIO) -> Iterator[bytes]:
@@ -121,7 +122,7 @@ def _blocks(reader: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _write_blocks(target: Path, blocks: Iterable[bytes | memoryview]) -> int:
+def _write_blocks(target: Path, blocks: Iterable[bytes | bytearray | memoryview]) -> int:
     try:
         with target.open("xb", buffering=0) as writer:
             return sum(_write_all(writer, memoryview(block)) for block in blocks)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import TransportError
-from ..base import MAX_PAGE, Blob, BlobInfo
+from ...parts import Parts
+from ..base import MAX_PAGE, Blob, BlobInfo, Source
 from . import files, rows
 from .database import Database, Transaction
 from .files import INLINE_BYTES, Files, Piece
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _MAX_APPEND_BYTES = 4 * 1024 * 1024
 _MAX_NAME = 1024
+_METADATA_KEY = re.compile("[a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class LocalStore:
     async def put(
         self,
         name: str,
-        data: bytes | memoryview | Path,
+        data: Source,
         *,
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
@@ -59,8 +61,9 @@ class LocalStore:
         """Write a whole blob; an OSError if a Path cannot be read."""
         put = Put(self._address(name), Condition(if_absent, if_match), _metadata_text(metadata))
         source = await self._load(data)
-        if isinstance(source, memoryview) and source.nbytes <= INLINE_BYTES:
-            has_doomed = await self.database.write(partial(rows.put, content=Content(source.nbytes, data=source), put=put))
+        if isinstance(source, Parts) and source.size <= INLINE_BYTES:
+            content = Content(source.size, data=source.joined())
+            has_doomed = await self.database.write(partial(rows.put, content=content, put=put), small=True)
         else:
             has_doomed = await self._write_file(source, partial(rows.announce, put=put), partial(rows.put, put=put))
         if has_doomed:
@@ -72,7 +75,7 @@ class LocalStore:
         address, missing_etag = self._address(name), None
         find = partial(rows.find, address=address, start=start, length=length, if_none_match=if_none_match)
         while True:
-            found = await self.database.read(find)
+            found = await self.database.read(find, small=True)
             if found.pieces is None:
                 return None
             try:
@@ -85,7 +88,7 @@ class LocalStore:
 
     async def head(self, name: str) -> BlobInfo:
         """All about a blob but its bytes."""
-        return await self.database.read(partial(rows.head, address=self._address(name)))
+        return await self.database.read(partial(rows.head, address=self._address(name)), small=True)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a blob; its files go right after."""
@@ -112,7 +115,7 @@ class LocalStore:
             content = Content(len(data), data=data)
             return await self.database.write(partial(rows.append, content=content, address=address, at=at))
         announce = partial(rows.announce_append, address=address, at=at)
-        return await self._write_file(memoryview(data), announce, partial(rows.append, address=address, at=at))
+        return await self._write_file(Parts.of(data), announce, partial(rows.append, address=address, at=at))
 
     def _address(self, name: str) -> Address:
         if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable() and ".." not in name):
@@ -121,15 +124,15 @@ class LocalStore:
             )
         return Address(self.container, name)
 
-    async def _load(self, data: bytes | memoryview | Path) -> memoryview | Path:
+    async def _load(self, data: Source) -> Parts | Path:
         if not isinstance(data, Path):
-            return memoryview(data).cast("B")
+            return data if isinstance(data, Parts) else Parts.of(data)
         small = await self.files.read_small(data)
-        return data if small is None else memoryview(small)
+        return data if small is None else Parts.of(small)
 
     async def _write_file(
         self,
-        source: memoryview | Path,
+        source: Parts | Path,
         announce: Callable[[Transaction, str], None],
         adopt: Callable[[Transaction, Content], T],
     ) -> T:
@@ -155,7 +158,7 @@ class LocalStore:
 
 def _metadata_text(metadata: Mapping[str, str] | None) -> str:
     for key, value in (metadata or {}).items():
-        if not re.fullmatch("[a-z0-9]+", key):
+        if not _METADATA_KEY.fullmatch(key):
             raise ValueError(f"A metadata key must be lower-case letters and digits; got {key!r}.")
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"The metadata value of {key!r} must be printable ASCII; got {value!r}.")
