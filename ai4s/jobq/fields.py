@@ -8,10 +8,10 @@ Next: `wire.py`.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,12 +26,19 @@ MAX_COUNT = 2**53
 
 def to_map(record: object) -> dict[str, object]:
     """The fields of a dataclass that differ from their defaults, nested ones as maps."""
-    values = ((name, getattr(record, name), default) for name, default in _defaults(type(record)))  # type: ignore[arg-type]  # (see from_map)
-    return {name: _plain(value) for name, value, default in values if value != default}
+    made: dict[str, object] = {}
+    for name, default in _defaults(type(record)):  # type: ignore[arg-type]  # (see from_map)
+        value = getattr(record, name)
+        if value is not default and value != default:
+            made[name] = value if type(value) in _PLAIN else _plain(value)
+    return made
+
+
+_PLAIN = frozenset({str, bytes, int, float, bool, NoneType})
 
 
 @cache
-def _defaults(record: type) -> tuple[tuple[str, object], ...]:
+def _defaults(record: Any) -> tuple[tuple[str, object], ...]:
     """Every field and its default, which is MISSING where there is none; fields are looked up once for each class."""
     return tuple((field.name, _default(field)) for field in fields(record))
 
@@ -41,7 +48,7 @@ def _plain(value: object) -> object:
         return to_map(value)
     if isinstance(value, StrEnum):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _default(field: Field[Any]) -> object:
@@ -50,49 +57,74 @@ def _default(field: Field[Any]) -> object:
 
 def from_map(record: type[T], values: dict[str, object]) -> T:
     """A record from its map; raises Malformed for a missing or wrong field, Unfit for an unknown one."""
-    hints = _hints(record)  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
-    if unknown := sorted(printable(str(name)[:40]) for name in values if name not in hints):
+    readers, required = _readers(record)  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
+    if values.keys() - readers:
+        unknown = sorted(printable(str(name)[:40]) for name in values if name not in readers)
         raise Unfit(f"It has fields that this version does not know ({', '.join(unknown[:5])}): update ai4s-jobq.")
-    for name, default in _defaults(record):  # type: ignore[arg-type]  # a class is hashable; mypy thinks of its metaclass
-        if default is MISSING and name not in values:
+    for name in required:
+        if name not in values:
             raise Malformed(f"The record lacks {name!r}.")
-    return record(**{name: _checked(name, hints[name], value) for name, value in values.items()})
+    made = {}
+    for name, value in values.items():
+        made[name] = found = readers[name](value)
+        if found is MISSING:
+            raise Malformed(f"The record's {name!r} is not what it should be.")
+    return record(**made)
+
+
+Reader = Callable[[Any], object]
+"""Gives a value as the type wanted, or MISSING if it is no such thing. Made once for each field, as hints are slow to read."""
 
 
 @cache
-def _hints(record: type) -> dict[str, Any]:
-    return get_type_hints(record)
+def _readers(record: Any) -> tuple[dict[str, Reader], tuple[str, ...]]:
+    """How to read each field, and which ones there must be."""
+    readers = {name: _reader(hint) for name, hint in get_type_hints(record).items()}
+    return readers, tuple(name for name, default in _defaults(record) if default is MISSING)
 
 
-def _checked(name: str, wanted: Any, value: object) -> object:
+def _reader(wanted: Any) -> Reader:
+    if isinstance(wanted, UnionType):
+        return partial(_one_of, tuple(_reader(option) for option in get_args(wanted)))
     if get_origin(wanted) is tuple:
-        return _strings(name, value)
-    options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+        return partial(_several, _reader(get_args(wanted)[0]))
+    if is_dataclass(wanted) and isinstance(wanted, type):
+        return partial(_nested, wanted)
+    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
+        return partial(_member, {str(member): member for member in wanted})
+    readers: dict[Any, Reader] = {float: _moment, int: _count}
+    return readers.get(wanted) or partial(_exactly, wanted)
+
+
+def _one_of(options: tuple[Reader, ...], value: object) -> object:
     for option in options:
-        found = _as(option, value)
+        found = option(value)
         if found is not MISSING:
             return found
-    raise Malformed(f"The record's {name!r} is not what it should be.")
+    return MISSING
 
 
-def _as(wanted: Any, value: object) -> object:
-    """`value` as the type wanted, or MISSING if it is no such thing."""
-    if is_dataclass(wanted) and isinstance(wanted, type):
-        return from_map(wanted, value) if isinstance(value, dict) else MISSING
-    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
-        return wanted(value) if type(value) is str and value in set(wanted) else MISSING
-    if wanted is float and type(value) in (int, float):
-        return _moment(value)
-    if wanted is int and type(value) is int:
-        return value if 0 <= value <= MAX_COUNT else MISSING
-    return value if wanted in (str, bytes, bool, NoneType) and type(value) is wanted else MISSING
+def _several(option: Reader, value: object) -> object:
+    made = tuple(map(option, value)) if type(value) is list else (MISSING,)
+    return MISSING if MISSING in made else made
+
+
+def _nested(wanted: type, value: object) -> object:
+    return from_map(wanted, value) if isinstance(value, dict) else MISSING
+
+
+def _member(members: dict[str, StrEnum], value: object) -> object:
+    return members.get(value, MISSING) if type(value) is str else MISSING
 
 
 def _moment(value: Any) -> object:
-    return float(value) if abs(value) <= MAX_COUNT and not math.isnan(value) and value >= 0 else MISSING
+    is_one = type(value) in (int, float) and 0 <= value <= MAX_COUNT  # which is never true of what is no number
+    return float(value) if is_one else MISSING
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(type(each) is str for each in value):
-        raise Malformed(f"The record's {name!r} is not a list of texts.")
-    return tuple(value)
+def _count(value: Any) -> object:
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else MISSING
+
+
+def _exactly(wanted: type, value: object) -> object:
+    return value if type(value) is wanted else MISSING

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -54,7 +54,8 @@ class _Rounds(Generic[R]):
         return self._pace.rest_seconds()
 
     def pause_seconds(self) -> float:
-        return self._pace.pause_seconds(f"{len(self.left())} call(s)")
+        left = len(self.left())
+        return self._pace.pause_seconds(f"{left} call(s)", left)
 
     def take(self, client: Client, found: set[tuple[str, int]]) -> list[Handle[R]]:
         """Remove what has ended from the pending ones; within a round the order is that of submission."""
@@ -63,7 +64,7 @@ class _Rounds(Generic[R]):
         if not runs:
             del self.pending[client]
         if taken:
-            self._pace.news()
+            self._pace.news(len(taken))
         return taken
 
     async def look(self, client: Client, ledger: Ledger) -> set[tuple[str, int]]:
@@ -74,7 +75,8 @@ class _Rounds(Generic[R]):
             looked_at.add(run)
             return await _have_ended(ledger, runs[run])
 
-        found = await ended(ledger, runs, look)
+        with self._pace.look():
+            found = await ended(ledger, runs, look)
         if not found:
             await client.note_silence(ledger, self._pace.started)
         if self._until_newest:
@@ -89,6 +91,28 @@ class _Rounds(Generic[R]):
     async def around(self) -> list[Handle[R]]:
         """As `round`."""
         return [h for client in list(self.pending) for h in self.take(client, await client.arun(partial(self.look, client)))]
+
+    async def endings(self, client: Client, ledger: Ledger) -> dict[Handle[R], Ending[R]]:
+        """Wait for all calls of one client; each is read while the others are still to come."""
+        room = asyncio.Semaphore(VALUES_IN_FLIGHT)
+        reads: dict[Handle[R], asyncio.Task[Ending[R]]] = {}
+
+        async def read(handle: Handle[R]) -> Ending[R]:
+            async with room:
+                # Not without end: somebody may have retried what failed since it was seen to end.
+                return await handle.ending(ledger, self.rest_seconds())
+
+        try:
+            while client in self.pending:
+                found = dict.fromkeys(self.take(client, await self.look(client, ledger)))
+                reads.update((handle, asyncio.create_task(read(handle))) for handle in found if handle not in reads)
+                if client in self.pending:
+                    await asyncio.sleep(self.pause_seconds())
+            return dict(zip(reads, await asyncio.gather(*reads.values()), strict=True))
+        finally:
+            for task in reads.values():
+                task.cancel()
+            await asyncio.gather(*reads.values(), return_exceptions=True)
 
 
 async def _run_again(ledger: Ledger, runs: Runs[R], found: set[tuple[str, int]]) -> set[tuple[str, int]]:
@@ -116,8 +140,8 @@ async def _have_ended(ledger: Ledger, handles: list[Handle[R]]) -> bool:
 class Completed(Generic[R]):
     """Handles in the order in which their calls end, by `for` or by `async for`, once."""
 
-    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None = None, *, until_newest: bool = True) -> None:
-        self._rounds = _Rounds(handles, timeout, until_newest=until_newest)
+    def __init__(self, handles: Iterable[Handle[R]], timeout: float | None = None) -> None:
+        self._rounds = _Rounds(handles, timeout, until_newest=True)
 
     def __iter__(self) -> Iterator[Handle[R]]:
         while self._rounds.pending:
@@ -137,10 +161,6 @@ class Completed(Generic[R]):
     def left(self) -> list[Handle[R]]:
         """What has not been seen to end."""
         return self._rounds.left()
-
-    def rest_seconds(self) -> float | None:
-        """What is left of the timeout."""
-        return self._rounds.rest_seconds()
 
 
 def as_completed(handles: Iterable[Handle[R]], timeout: float | None = None) -> Completed[R]:
@@ -216,36 +236,20 @@ def gather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
         what `Handle.result` raises for the first of the handles, in their order, that did not succeed.
     """
     # Failures that run again are found when they are read.
-    completed = Completed(handles, timeout, until_newest=False)
-    for _ in completed:
-        pass
+    rounds = _Rounds(handles, timeout, until_newest=False)
     endings: dict[Handle[R], Ending[R]] = {}
-    for client, group in _by_client(handles).items():
-        endings.update(zip(group, client.run(partial(_endings, group, completed)), strict=True))
+    for client in list(rounds.pending):
+        endings.update(client.run(partial(rounds.endings, client)))
     return [endings[handle].unwrap() for handle in handles]
 
 
 async def agather(*handles: Handle[R], timeout: float | None = None) -> list[R]:
     """As `gather`."""
-    completed = Completed(handles, timeout, until_newest=False)
-    async for _ in completed:
-        pass
+    rounds = _Rounds(handles, timeout, until_newest=False)
     endings: dict[Handle[R], Ending[R]] = {}
-    for client, group in _by_client(handles).items():
-        endings.update(zip(group, await client.arun(partial(_endings, group, completed)), strict=True))
+    for client in list(rounds.pending):
+        endings.update(await client.arun(partial(rounds.endings, client)))
     return [endings[handle].unwrap() for handle in handles]
-
-
-def _by_client(handles: Sequence[Handle[R]]) -> dict[Client, list[Handle[R]]]:
-    groups: dict[Client, list[Handle[R]]] = defaultdict(list)
-    for handle in dict.fromkeys(handles):
-        groups[handle.client].append(handle)
-    return groups
-
-
-async def _endings(handles: Sequence[Handle[R]], completed: Completed[R], ledger: Ledger) -> list[Ending[R]]:
-    # Not without end: somebody may have retried what failed since it was seen to end.
-    return await _each(handles, lambda handle: handle.ending(ledger, completed.rest_seconds()))
 
 
 async def _each(items: Iterable[T], read: Callable[[T], Awaitable[S]]) -> list[S]:

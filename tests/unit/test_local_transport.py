@@ -567,6 +567,65 @@ def test_a_fault_of_one_operation_spares_its_neighbours(tmp_path: Path) -> None:
     assert rows(tmp_path, "SELECT name FROM containers") == [("c",)]
 
 
+def test_small_operations_in_a_row_let_others_have_their_turn(tmp_path: Path) -> None:
+    """Who asks again and again, and is answered at once, does not keep the event loop to himself."""
+
+    async def scenario() -> None:
+        async with opened_queue(tmp_path) as queue:
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            beside = asyncio.ensure_future(other())
+            for _ in range(100):
+                await queue.send("x")
+            assert turns >= 10
+            beside.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_small_write_waits_for_who_holds_the_database_and_not_the_loop(tmp_path: Path) -> None:
+    """What finds the database taken is done once it is free, and the event loop goes on meanwhile."""
+
+    async def scenario() -> None:
+        async with opened_queue(tmp_path) as queue:
+            with contextlib.closing(sqlite3.connect(tmp_path / "jobq.db", isolation_level=None)) as holder:
+                holder.execute("BEGIN IMMEDIATE")
+                sending = [asyncio.ensure_future(queue.send(f"{i}")) for i in range(3)]
+                await asyncio.sleep(0.05)
+                assert not any(one.done() for one in sending)
+                holder.execute("COMMIT")
+                await asyncio.wait_for(asyncio.gather(*sending), SOON)
+            assert sorted(await queue.peek(3)) == ["0", "1", "2"]
+
+    asyncio.run(scenario())
+
+
+def test_a_small_operation_that_fails_halfway_is_undone(tmp_path: Path) -> None:
+    """Its error is told, nothing of it stays, and the next one succeeds."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as transport:
+            store = transport.store("c")
+            await store.create()
+
+            def halfway(transaction: Transaction) -> None:
+                transaction.execute("INSERT INTO containers (name) VALUES ('half')")
+                raise AlreadyExists
+
+            with pytest.raises(AlreadyExists):
+                await transport.database.write(halfway, small=True)
+            await store.put("a", b"1")
+
+    asyncio.run(scenario())
+    assert rows(tmp_path, "SELECT name FROM containers") == [("c",)]
+
+
 def test_a_closed_transport_is_unreachable(tmp_path: Path) -> None:
     """A request after closing fails at once, for sure undone."""
 

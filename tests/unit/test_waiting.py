@@ -65,6 +65,28 @@ def test_the_number_of_looks_grows_with_the_logarithm_of_the_time(clock: Clock) 
     assert counts[-1] < 45
 
 
+def test_many_that_come_in_turn_are_looked_for_when_half_of_them_are_there(clock: Clock) -> None:
+    """A thousand that come one each 10 ms are found in few looks, and the last one no later than any that was waited for."""
+    pace, came, looks = Pace(None), 0, 0
+    while came < 1_000:
+        clock.now += pace.pause_seconds("x", 1_000 - came)
+        now_there = min(1_000, int((clock.now - pace.started) / 0.01))
+        if now_there > came:
+            pace.news(now_there - came)
+        came, looks = now_there, looks + 1
+    assert looks < 50
+    assert clock.now - pace.started < 10 + LONGEST_PAUSE_SECONDS
+
+
+def test_no_more_than_a_third_of_the_time_is_spent_looking(clock: Clock) -> None:
+    """However much comes with each look: what takes a sixteenth of a second is followed by a pause of an eighth."""
+    pace = Pace(None)
+    with pace.look():
+        clock.now += 0.0625
+    pace.news()
+    assert pace.pause_seconds("x") >= 0.125
+
+
 def test_a_long_wait_costs_one_look_each_two_seconds(clock: Clock) -> None:
     """And no more, for hours."""
     assert 1_700 < len(looks_within(clock, 3_600, Pace(None))) < 1_900
@@ -213,7 +235,18 @@ async def test_many_are_found_by_one_listing(tmp_path: Path) -> None:
     async with opened(tmp_path) as (ledger, store):
         await end(ledger, runs[2], runs[5])
         assert await ended(ledger, runs) == {runs[2], runs[5]}
-        assert (store.heads, store.lists) == (0, [layout.result_page(call(0))])
+        assert (store.heads, store.lists) == (0, [f"{layout.result_page(call(0))}00000000000"])
+
+
+async def test_a_listing_spares_what_has_ended_before(tmp_path: Path) -> None:
+    """Only names with the beginning that all wanted ones share are listed, and what is wanted is found among them."""
+    runs = [(call(n), 1) for n in range(1_390, 1_500)]
+    async with opened(tmp_path) as (ledger, store):
+        await end(ledger, (call(7), 1), runs[50], runs[109], (call(1_500), 1))
+        assert await ended(ledger, runs) == {runs[50], runs[109]}
+        assert await ended(ledger, runs[20:]) == {runs[50], runs[109]}
+        page = layout.result_page(call(0))
+        assert store.lists == [f"{page}000000001", f"{page}0000000014"]
 
 
 async def test_each_page_is_looked_up_as_it_pays(tmp_path: Path) -> None:
@@ -228,7 +261,7 @@ async def test_each_page_is_looked_up_as_it_pays(tmp_path: Path) -> None:
     async with opened(tmp_path) as (ledger, store):
         await end(ledger, *over)
         assert await ended(ledger, everything) == over
-        assert Counter(store.lists) == Counter(
+        assert Counter(f"{prefix.rpartition('/')[0]}/" for prefix in store.lists) == Counter(
             [f"results/{CLIENT}/000000000/", f"results/{CLIENT}/000000001/", f"results/{OTHER_CLIENT}/000000000/"]
         )
         assert store.heads == len(few) + len(keyed)

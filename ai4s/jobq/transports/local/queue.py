@@ -45,13 +45,14 @@ class LocalQueue:
         """Put a message and wake who idles."""
         _check_body(body)
         _check_seconds("delay_seconds", delay_seconds)
-        return await self.database.write(partial(_send, queue=self.name, body=body, delay_seconds=delay_seconds))
+        return await self.database.write(partial(_send, queue=self.name, body=body, delay_seconds=delay_seconds), small=True)
 
     async def receive(self, n: int, *, lease_seconds: float) -> list[Delivery]:
         """Take the messages that have been visible for longest."""
         _check_seconds("lease_seconds", lease_seconds)
         return await self.database.write(
-            partial(_receive, queue=self.name, n=min(n, MAX_RECEIVE), lease_seconds=lease_seconds, received_at=boottime())
+            partial(_receive, queue=self.name, n=min(n, MAX_RECEIVE), lease_seconds=lease_seconds, received_at=boottime()),
+            small=True,
         )
 
     async def renew(self, receipt: Receipt, *, lease_seconds: float, body: str | None = None) -> Receipt:
@@ -59,18 +60,19 @@ class LocalQueue:
         _check_body(body)
         _check_seconds("lease_seconds", lease_seconds)
         return await self.database.write(
-            partial(_update, queue=self.name, receipt=receipt, invisible_seconds=lease_seconds, body=body)
+            partial(_update, queue=self.name, receipt=receipt, invisible_seconds=lease_seconds, body=body), small=True
         )
 
     async def release(self, receipt: Receipt, *, delay_seconds: float = 0, body: str | None = None) -> None:
         """Give a message back and wake who idles."""
         _check_body(body)
         _check_seconds("delay_seconds", delay_seconds)
-        await self.database.write(partial(_release, queue=self.name, receipt=receipt, delay_seconds=delay_seconds, body=body))
+        release = partial(_release, queue=self.name, receipt=receipt, delay_seconds=delay_seconds, body=body)
+        await self.database.write(release, small=True)
 
     async def delete(self, receipt: Receipt) -> None:
         """Remove a message."""
-        await self.database.write(partial(_delete, queue=self.name, receipt=receipt))
+        await self.database.write(partial(_delete, queue=self.name, receipt=receipt), small=True)
 
     async def peek(self, n: int) -> list[str]:
         """Look at visible messages."""
@@ -90,7 +92,8 @@ class LocalQueue:
         while (left_seconds := give_up_at - time.monotonic()) > 0:
             # Listen before asking: the ring may come before the answer does.
             with self.bell.listening() as rung:
-                due_seconds = await self.database.write(partial(_due_or_wait, queue=self.name, bell=self.bell.name))
+                waiting = partial(_due_or_wait, queue=self.name, bell=self.bell.name)
+                due_seconds = await self.database.write(waiting, small=True)
                 if due_seconds <= 0:
                     return
                 await asyncio.wait((rung,), timeout=min(left_seconds, due_seconds))

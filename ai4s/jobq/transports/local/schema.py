@@ -81,9 +81,10 @@ def unusable(folder: Path, why: str) -> ConfigurationError:
 
 
 def _open(folder: Path) -> sqlite3.Connection:
-    # timeout=0: `faults.patiently` does the waiting. isolation_level=None: transactions are ours to begin.
+    # timeout=0: `faults.patiently` does the waiting. isolation_level=None: transactions are ours to begin. `database.py` sees to it
+    # that one thread uses it at a time.
     with contextlib.ExitStack() as undo:
-        connection = sqlite3.connect(folder / "jobq.db", timeout=0, isolation_level=None)
+        connection = sqlite3.connect(folder / "jobq.db", timeout=0, isolation_level=None, check_same_thread=False)
         undo.callback(connection.close)
         _prepare(connection, folder)
         undo.pop_all()
