@@ -162,7 +162,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
     """Every Python example in README.md, docs/ and the docstrings is run; every link inside the documentation leads somewhere."""
-    session.install("-q", "-e", ".", "pytest", "pytest-xdist")
+    session.install("-q", "-e", ".", "pytest", "pytest-xdist", "numpy")
     # The namespace package has no __init__.py, so pytest must be told to name modules by where they can be imported from.
     session.run("pytest", "-o", "consider_namespace_packages=true", "--doctest-modules", "ai4s/jobq", env=NO_PLACE)
     run_pytest(session, "tests/test_docs.py")
@@ -170,9 +170,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """Calls per second and latency, beside bare SDK loops that make the same requests."""
+    """Every figure beside its reference, on one machine: about half an hour; the references are installed on first use."""
     install_with_node(session)
-    session.run("python", "benchmarks/single_calls.py", *session.posargs)
+    session.install("-q", "numpy", "virtualenv")
+    session.run("python", "benchmarks", *session.posargs, env=NO_PLACE)
 
 
 @nox.session(python=PYTHON)
