@@ -30,7 +30,7 @@ from ai4s.jobq.transports.base import Delivery, Queue, Receipt, Store, Transport
 from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.local.database import Transaction
 from ai4s.jobq.transports.place import LocalPlace
-from ai4s.jobq.worker.attempt import Attempts, Workshop
+from ai4s.jobq.worker.attempt import Attempts
 from ai4s.jobq.worker.child_process import Serve
 from ai4s.jobq.worker.duties import Duties
 from ai4s.jobq.worker.executors import Ending, Executors, Work
@@ -42,6 +42,7 @@ from ai4s.jobq.worker.poller import Line
 from ai4s.jobq.worker.scratch import Scratch
 from ai4s.jobq.worker.shutdown import Shutdown
 from ai4s.jobq.worker.slots import Slots
+from ai4s.jobq.worker.workshop import Workshop
 
 TASK = "proj.step"
 QUEUE = "default"
@@ -395,8 +396,8 @@ class WorkerProcess(Process):
         interruptions = Interruptions()
         orders = Orders(ledger, [Line(QUEUE, world.queue)], ways=Ways(interruptions, Shutdown(1)))
         executors = cast("Executors", self)
-        workshop = Workshop(ledger, executors, slots, Scratch(folder, ledger), self.keeper, interruptions, orders)
-        self.ledger, self.attempts = ledger, Attempts(workshop, duties)
+        workshop = Workshop(ledger, duties, executors, slots, Scratch(folder, ledger), self.keeper, interruptions, orders)
+        self.ledger, self.attempts = ledger, Attempts(workshop)
 
     async def run(self, work: Work) -> Ending:
         """Stands for the executors: one execution."""

@@ -26,9 +26,9 @@ from typing import Any
 import msgpack
 
 from ai4s.jobq import layout
-from ai4s.jobq.message import Call, Outcome, State
+from ai4s.jobq.message import BatchMeta, Call, Outcome, State
 from ai4s.jobq.signing import Keyring
-from ai4s.jobq.wire import COMPRESSED, MAGIC, MAX_MESSAGE_BYTES, SIGNED, VERSION, Wire
+from ai4s.jobq.wire import COMPRESSED, MAGIC, MAX_MESSAGE_BYTES, PACK, SIGNED, VERSION, Wire
 
 CLIENT = "hostile234567abc"
 KEY, WRONG_KEY = "the key of this app, newest", "the key of somebody else, really"
@@ -187,6 +187,31 @@ class Forge:
     def call(self, **changes: object) -> str:
         """The text of such a call."""
         return self.text(self.fields(**changes))
+
+    def pack(self, **changes: object) -> str:
+        """The text of the header of a pack, which would run calls of the module's canary."""
+        sound: dict[str, object] = {
+            "kind": "pack",
+            "batch": f"hostile-{next(self._numbers)}",
+            "pack": 0,
+            "queue": "default",
+            "sent": time.time(),
+            "input": {"size": 10, "sha256": DIGEST},
+            "first": 0,
+            "count": 8,
+            "todo": "0-7",
+            "log": "000000",
+        }
+        return self.text({**sound, **changes}, flags=PACK, kind="pack")
+
+    def batched(self, name: str, data: bytes) -> str:
+        """A pack of a batch that is there, and in its folder a blob of this name with these bytes."""
+        batch = f"hostile-{next(self._numbers)}"
+        call = Call(layout.packed_call_id(batch, 0), f"{self.module}.canary", "default", b"", sent=1.0)
+        meta = layout.batch_meta(batch)
+        self.blobs[meta] = self.wire.seal(BatchMeta(call), meta)
+        self.blobs[f"{layout.batch(batch)}{name}"] = data
+        return self.pack(batch=batch)
 
     def task(self, name: str, arguments: bytes | None = None, **changes: object) -> str:
         """The text of a call of one of the module's tasks, without arguments unless they are given."""
@@ -471,7 +496,39 @@ ERRORS: dict[str, Hostile] = {
     "an exception with a signed address": Hostile(lambda forge: forge.task("raise_sas"), failed("sig=***&se")),
     "an exception with a token in its cause": Hostile(lambda forge: forge.task("raise_header_in_a_cause"), failed("no connection")),
 }
-BOTH = {**TEXTS, **FRAMES, **FIELDS, **CALLS, **BLOBS, **ERRORS}
+
+
+def pack(**changes: object) -> Make:
+    """A pack with such a header."""
+    return lambda forge: forge.pack(**changes)
+
+
+NO_INDICES = letter("Malformed: The indices")
+NO_NUMBER = letter("is not what it should be")
+PACKS: dict[str, Hostile] = {
+    "a pack of a batch that is not there": Hostile(pack(), letter("Malformed: There is no batch")),
+    "a pack of a batch in another folder": Hostile(pack(batch="../payloads"), letter("is not the id of a batch")),
+    "a pack of a billion calls": Hostile(pack(count=10**9), letter("Malformed: A pack holds 1 to")),
+    "a pack of no calls": Hostile(pack(count=0, todo=""), letter("Malformed: A pack holds 1 to")),
+    "a pack of less than none": Hostile(pack(count=-8, todo=""), NO_NUMBER),
+    "a pack before the first call": Hostile(pack(first=-4, todo="0-3"), NO_NUMBER),
+    "a pack beyond all numbers": Hostile(pack(first=10**15, todo=""), letter("Malformed: A pack holds 1 to")),
+    "a pack with calls of another": Hostile(pack(todo="0-8"), NO_INDICES),
+    "a pack with a billion calls in a few bytes": Hostile(pack(todo="0-999999999"), NO_INDICES),
+    "a pack with a call twice": Hostile(pack(todo="3,3"), NO_INDICES),
+    "a pack with garbage for calls": Hostile(pack(todo="all"), letter("is no set of indices")),
+    "a pack with charges of another": Hostile(pack(charged=[{"calls": "9", "charges": {}}]), NO_INDICES),
+    "a pack with a log elsewhere": Hostile(pack(log="../../results"), letter("is not the name of a log")),
+    "a pack with another pack's log": Hostile(pack(log="000001"), letter("is none of pack 0")),
+    "a pack at an entry before the first": Hostile(pack(pos=-1), NO_NUMBER),
+    "a pack at an entry beyond all": Hostile(pack(pos=10**9), letter("is none of pack 0")),
+    "a pack with an input elsewhere": Hostile(pack(input={"size": 1, "sha256": "../x"}), letter("is not a SHA-256 digest")),
+    "a pack with an input of less than nothing": Hostile(pack(input={"size": -1, "sha256": DIGEST}), NO_NUMBER),
+    "a pack whose batch is garbage": Hostile(lambda forge: forge.batched("meta", b"garbage"), NOT_OURS),
+    "a pack whose batch is a pickle": Hostile(lambda forge: forge.batched("meta", forge.canary()), NOT_OURS),
+    "a pack whose log is garbage": Hostile(lambda forge: forge.batched("log/000000/000000", b"\4\0\0\0garbage"), NOT_OURS),
+}
+BOTH = {**TEXTS, **FRAMES, **FIELDS, **CALLS, **BLOBS, **PACKS, **ERRORS}
 """What any app may find on its queue."""
 
 

@@ -22,6 +22,8 @@ MODULES = (
     "model",
     "mutants",
     "steps",
+    "packs",
+    "pack_lives",
 )
 
 
