@@ -19,14 +19,15 @@ PACKAGE = "ai4s.jobq"
 
 # From the ground up. A name is a module or a package of ai4s.jobq; imports go sideways or downward.
 LAYERS = (
-    "errors message printable fields retry lifecycle config clock version",
-    "codec signing wire spill layout transports merging ledger",
+    "errors message printable fields ranges retry lifecycle config clock version parts buffers",
+    "codec signing wire spill layout transports merging ledger packing batches",
     (
-        "portal client failures payload options checkpointing running resource submission task waiting reruns control sweeping "
-        "handle gathering letters dead_letters background app batch workflow schedule"
+        "portal client failures payload options checkpointing running resource stored submission task waiting reruns control sweeping "
+        "handle gathering letters dead_letters background app batch workflow schedule "
+        "stored pack_maker batch_standing batch_removal batch_retrying batch_letters mapping feeding frontier reading outcomes progress progress_bar streaming"
     ),
     "worker",
-    "telemetry cli dashboard integrations inline testing",
+    "telemetry cli dashboard integrations inline inline_packs testing",
 )
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 40

@@ -14,8 +14,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import App
+    from .batch import Batch
     from .errors import (
         AccessDenied,
+        BatchConflict,
         CallCancelled,
         CallError,
         CallExpired,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         HandleAsArgument,
         JobQError,
         KeyConflict,
+        MapInterrupted,
         NotFinished,
         NotSerializable,
         ResultGone,
@@ -39,14 +42,21 @@ if TYPE_CHECKING:
     from .gathering import agather, as_completed, await_, gather, wait
     from .handle import Handle
     from .message import Backoff, State
+    from .outcomes import Outcome
+    from .progress import Progress
     from .running import current, preempted
+    from .stored import Stored
     from .task import Task
 
 _HOMES = {
     "app": ("App",),
+    "batch": ("Batch",),
+    "outcomes": ("Outcome",),
+    "progress": ("Progress",),
     "running": ("current", "preempted"),
     "errors": (
         "AccessDenied",
+        "BatchConflict",
         "CallCancelled",
         "CallError",
         "CallExpired",
@@ -57,6 +67,7 @@ _HOMES = {
         "HandleAsArgument",
         "JobQError",
         "KeyConflict",
+        "MapInterrupted",
         "NotFinished",
         "NotSerializable",
         "ResultGone",
@@ -70,6 +81,7 @@ _HOMES = {
     "gathering": ("agather", "as_completed", "await_", "gather", "wait"),
     "handle": ("Handle",),
     "message": ("Backoff", "State"),
+    "stored": ("Stored",),
     "task": ("Task",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -78,6 +90,8 @@ __all__ = [
     "AccessDenied",
     "App",
     "Backoff",
+    "Batch",
+    "BatchConflict",
     "CallCancelled",
     "CallError",
     "CallExpired",
@@ -89,12 +103,16 @@ __all__ = [
     "HandleAsArgument",
     "JobQError",
     "KeyConflict",
+    "MapInterrupted",
     "NotFinished",
     "NotSerializable",
+    "Outcome",
+    "Progress",
     "ResultGone",
     "ResultTimeout",
     "Retry",
     "State",
+    "Stored",
     "Task",
     "TaskFailed",
     "Unreachable",

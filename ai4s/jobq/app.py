@@ -14,11 +14,14 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, Literal, Never, ParamSpec, Protocol, TypeVar, overload
 
-from . import control, layout, sweeping
+from . import control, layout, stored, sweeping
 from .background import BackgroundWorker
+from .batch import Batch
 from .client import Client
+from .codec import codec_named
 from .dead_letters import DeadLetters
 from .errors import DeclarationError, Malformed
+from .feeding import check_batch_name
 from .handle import Handle
 from .ledger import Ledger
 from .message import Backoff
@@ -26,6 +29,8 @@ from .options import seconds, task_options
 from .payload import check_shipped, is_importable
 from .resource import Resource
 from .retry import whole_number
+from .stored import Stored
+from .submission import refuse_handles
 from .sweeping import DAY_SECONDS, Swept
 from .task import Shipment, Task, check_function
 
@@ -41,6 +46,12 @@ class TaskDecorator(Protocol):
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[object, Never, R], R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+
+
+class VectorDecorator(Protocol):
+    """What `@app.task(vector=…)` returns: of a function of lists, a task whose calls are of single items."""
+
+    def __call__(self, function: Callable[P, Iterable[R]], /) -> Task[P, Iterable[R], R]: ...
 
 
 class App:
@@ -97,6 +108,22 @@ class App:
         codec: Literal["cloudpickle", "msgpack"] = ...,
         pool: Literal["process", "async", "thread"] | None = ...,
     ) -> TaskDecorator: ...
+    @overload
+    def task(
+        self,
+        *,
+        vector: int,
+        name: str | None = ...,
+        retries: int = ...,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
+        backoff: float | Backoff = ...,
+        max_deaths: int = ...,
+        timeout: float | timedelta | None = ...,
+        expires: float | timedelta | None = ...,
+        queue: str = ...,
+        codec: Literal["cloudpickle", "msgpack"] = ...,
+        pool: Literal["process", "thread"] | None = ...,
+    ) -> VectorDecorator: ...
     def task(self, *function: Any, **given: Any) -> Any:
         """Declare a function as a task; bare, or with options.
 
@@ -110,6 +137,8 @@ class App:
             expires: seconds (or a timedelta) after submission from which no attempt begins any more.
             queue: which of the app's queues its calls go to.
             codec: "cloudpickle" (nearly any value) or "msgpack" (plain data, safe to decode).
+            vector: the function takes a list of up to so many items and returns a list of as many results, or exceptions; calls
+                are submitted by `map`, item by item, and each has an outcome of its own.
             pool: "process" for plain functions, "async" for `async def`, each the default there; or "thread".
 
         Raises DeclarationError for an unknown option, a value that cannot be, or a name that another task has.
@@ -171,20 +200,51 @@ class App:
         """
         return Resource(function)
 
+    def put(self, value: R) -> Stored[R]:
+        """Store an object once, for any number of calls: `ref = app.put(table); f.delay(ref)`. Returns when it is durable.
+
+        A task that gets `ref` anywhere in its arguments receives the object itself, which each machine fetches once and each child
+        process decodes once; it must not change it. An object that is there already is not uploaded again. It stays until
+        `app.gc(…, payloads=[ref.sha256])`.
+
+        Raises NotSerializable for what cannot travel, HandleAsArgument for a handle in it, TransportError.
+        """
+        return self.client.run(self._put(value))
+
+    async def aput(self, value: R) -> Stored[R]:
+        """As `put`."""
+        return await self.client.arun(self._put(value))
+
+    def _put(self, value: Any) -> Callable[[Ledger], Coroutine[Any, Any, Stored[Any]]]:
+        encoded = codec_named("cloudpickle").dumps(value, refuse_handles)
+        return lambda ledger: stored.put(self.client, encoded, ledger)
+
     def handle(self, call_id: str, *, queue: str | None = None) -> Handle[Any]:
         """A handle of the call with this id, from any process, days later; no request. Raises DeclarationError for no id.
 
+        The id of a call of a batch is `<batch>.<index>`: then it is what `app.batch(batch).handle(index)` gives.
         `queue` is the call's, whose workers `cancel` tells; without it, those of all queues that tasks of this app name.
         """
         if not isinstance(call_id, str):
             raise DeclarationError(f"A call's id is a string, which is what handle.id says; got {type(call_id).__name__}.")
+        if (batch := layout.batch_of(call_id)) is not None:
+            return self.batch(batch).handle(int(call_id.rpartition(".")[2]))
+        if queue is not None:
+            layout.check_queue_name(self.name, queue)
+        if packed := layout.PACKED_ID.fullmatch(call_id):
+            return self.batch(packed["batch"]).handle(int(packed["index"]))
         try:
             layout.check_call_id(call_id)
         except Malformed as exc:
-            raise DeclarationError(f"{exc} It is what handle.id says.") from exc
-        if queue is not None:
-            layout.check_queue_name(self.name, queue)
+            raise DeclarationError(
+                f"{exc} It is what handle.id says: 16 letters and digits, a hyphen and 12 digits; "
+                "'key-' and 40 hex digits for a call with a key; '<batch>.<index>' for one of a batch."
+            ) from exc
         return Handle(self.client, call_id, queue=queue)
+
+    def batch(self, batch_id: str) -> Batch[Any]:
+        """The batch of this name or id, from any process, days later; no request. Raises DeclarationError for what is no id."""
+        return Batch(self.client, check_batch_name(batch_id))
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -251,12 +311,14 @@ class App:
 
         Args:
             older_than: seconds (or a timedelta), a day at least. Calls whose last outcome is older go, with all that lies there for
-                them: outcomes of all runs, arguments, values, checkpoints, the record of a key.
-            payloads: SHA-256 digests of functions and modules sent by value that no call will need any more.
+                them: outcomes of all runs, arguments, values, checkpoints, the record of a key. Batches go whole, by the age of
+                the last thing that was written for them.
+            payloads: SHA-256 digests of functions and modules sent by value, and of what was put, that no call will need any more.
 
         Removed too are tombstones, and the statuses of workers that were not heard of for a day. Kept are calls without an
-        outcome, and failed ones whose dead letter nobody has retried or purged. May be repeated, interrupted, and done by
-        several at a time. Returns what was removed. Raises DeclarationError for less than a day, or for what is no digest.
+        outcome, batches that have not ended, and failures whose dead letter nobody has retried or purged. May be repeated,
+        interrupted, and done by several at a time. Returns what was removed. Raises DeclarationError for less than a day, or for
+        what is no digest.
         """
         return self.client.run(self._gc(older_than, payloads))
 

@@ -9,6 +9,7 @@ Next: `submission.py`, which sends calls through it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import logging
@@ -18,15 +19,17 @@ import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import layout
 from .clock import boottime
 from .config import check_keys, default_url, read_settings
 from .errors import ConfigurationError
 from .ledger import Ledger
+from .message import PackHeader
 from .portal import Portal
 from .signing import Keyring
 from .transports import open_transport
@@ -84,6 +87,19 @@ class _Session:
             await self._ledger.transport.close()
 
 
+class Instead(Protocol):
+    """What tests put in the place of queues and workers."""
+
+    def __call__(self, work: Callable[[Ledger, Any], Coroutine[Any, Any, T]], /) -> T:
+        """Do what sends calls, which is given a step of its own in place of the sending."""
+
+    async def take_pack(self, ledger: Ledger, pack: PackHeader, /, delay_seconds: float = 0) -> None:
+        """Take a pack in place of its queue."""
+
+    def run_taken(self) -> None:
+        """Run the packs that were taken; on the caller's thread."""
+
+
 class Client:
     """An app's name, place and keys, and this process's way to them.
 
@@ -106,8 +122,8 @@ class Client:
         """The queues that tasks of this app and their options name, as far as this process knows them."""
         self.result_ttl_seconds: float | None = None
         """After how long workers of this app may remove outcomes."""
-        self.instead: Callable[[Any], Any] | None = None
-        """Does what sends calls, and has a step of its own in place of the sending; None outside tests."""
+        self.instead: Instead | None = None
+        """None outside tests."""
 
     @cached_property
     def url(self) -> str:
@@ -144,6 +160,11 @@ class Client:
         session = self.session
         return session.portal.run(_with_ledger(session, work))
 
+    def start(self, work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Have something done with the ledger, and wait for nothing."""
+        session = self.session
+        return session.portal.start(_with_ledger(session, work))
+
     async def arun(self, work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
         """Do something with the ledger and await it, from any loop."""
         session = self.session
@@ -174,6 +195,23 @@ class Client:
         if sha256 not in published:
             published.add(await ledger.publish(data))
         return sha256
+
+    async def send_pack(self, ledger: Ledger, pack: PackHeader, /, delay_seconds: float = 0) -> None:
+        """Put a pack's message on its queue; see `Ledger.send_pack`."""
+        if self.instead is not None:
+            await self.instead.take_pack(ledger, pack, delay_seconds)
+        else:
+            await ledger.send_pack(pack, delay_seconds)
+
+    def run_taken(self) -> None:
+        """In tests, run the packs that were sent; else nothing."""
+        if self.instead is not None:
+            self.instead.run_taken()
+
+    async def arun_taken(self) -> None:
+        """As `run_taken`."""
+        if self.instead is not None:
+            await asyncio.to_thread(self.instead.run_taken)
 
     async def note_silence(self, ledger: Ledger, waiting_since: float) -> None:
         """After some time of waiting, say once where the call lies and whether any worker has been seen there."""

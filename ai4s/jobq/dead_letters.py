@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Unpack, cast
 
-from . import layout, reruns
+from . import batch_letters, layout, reruns
+from .batch import Batch
+from .batches import BatchLedger
 from .client import Client
-from .errors import ResultGone
+from .errors import MessageError, NotFinished, ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
 from .letters import Choice, Filters, Letter, Opened, late_letter, make_choice, opened_letters, together
@@ -31,12 +33,14 @@ __all__ = ["DeadLetters", "Filters", "Letter", "Retried"]
 class Retried(NamedTuple):
     """What a retry has done: handles of calls that run again, ids of messages put back, and why others were left alone, by id.
 
-    A call that was retried before, and runs or has succeeded since, is among the handles.
+    A call that was retried before, and runs or has succeeded since, is among the handles. `batches` are those of which all failures
+    run again.
     """
 
     handles: list[Handle[Any]]
     put_back: list[str]
     left: dict[str, str]
+    batches: list[Batch[Any]]
 
 
 class DeadLetters:
@@ -71,7 +75,8 @@ class DeadLetters:
         """Run calls again: as the next run of the same call, with full budgets, from its last checkpoint on, at once.
 
         Args:
-            ids: of calls or unreadable messages; the text of such a message goes back on its queue as it was.
+            ids: of calls, batches or unreadable messages; the text of such a message goes back on its queue as it was. Of a batch
+                all failures run again.
             everything: must be True if neither ids nor filters are given.
             filters: see `Filters`.
 
@@ -80,7 +85,7 @@ class DeadLetters:
         """
         work = partial(self._retry, make_choice(self._client.name, ids, filters, everything))
         if self._client.instead is not None:
-            return cast("Retried", self._client.instead(work))
+            return self._client.instead(work)
         return self._client.run(work)
 
     async def aretry(self, *ids: str, everything: bool = False, **filters: Unpack[Filters]) -> Retried:
@@ -93,7 +98,7 @@ class DeadLetters:
     def purge(self, *ids: str, everything: bool = False, **filters: Unpack[Filters]) -> _Ids:
         """Remove letters; the calls stay as failed as they are, and cannot be retried any more. Arguments as for `retry`.
 
-        Returns the ids of those removed; a letter whose retry was begun is left.
+        Returns the ids of those removed; left are a letter whose retry was begun, and that of a batch of which calls still run.
         """
         chosen = make_choice(self._client.name, ids, filters, everything)
         return self._client.run(partial(self._purge, chosen))
@@ -117,14 +122,14 @@ class DeadLetters:
         return found
 
     async def _retry(self, chosen: Choice, ledger: Ledger, send: Send | None = None) -> Retried:
-        retrying = _Retrying(self._client, ledger, send or Ledger.send, chosen, Retried([], [], {}))
+        retrying = _Retrying(self._client, ledger, send or Ledger.send, chosen, Retried([], [], {}, []))
         await retrying.all()
         return retrying.done
 
     async def _purge(self, chosen: Choice, ledger: Ledger) -> _Ids:
         purged: _Ids = []
         async for opened in opened_letters(ledger, chosen):
-            gone = await together(reruns.purge(ledger, each.blob) for each in opened)
+            gone = await together(_purge(ledger, each) for each in opened)
             purged += [each.letter.id for each, is_gone in zip(opened, gone, strict=True) if is_gone]
         return purged
 
@@ -142,12 +147,16 @@ class _Retrying:
     async def all(self) -> None:
         async for opened in opened_letters(self.ledger, self.chosen):
             await together(self._one(each) for each in opened)
-        missing = self.chosen.ids - {*(handle.id for handle in self.done.handles), *self.done.put_back, *self.done.left}
+        done = self.done
+        found = {*(handle.id for handle in done.handles), *(batch.id for batch in done.batches), *done.put_back, *done.left}
+        missing = self.chosen.ids - found
         await together(self._missing(each) for each in sorted(missing))
 
     async def _one(self, opened: Opened) -> None:
         letter, dead = opened.letter, opened.dead
-        if dead is None:
+        if opened.batch is not None:
+            await self._batch(letter.id)
+        elif dead is None:
             self.done.left[letter.id] = letter.message
         elif dead.call is None:
             await self._put_back(opened, dead)
@@ -155,6 +164,16 @@ class _Retrying:
             self.done.left[letter.id] = reason
         else:
             await self._run_again(dead.call, opened.blob)
+
+    async def _batch(self, batch_id: str) -> None:
+        """Have the failures of a batch run again, or finish what somebody has begun."""
+        batch: Batch[Any] = Batch(self.client, batch_id)
+        try:
+            await batch.run_failures(self.ledger)
+        except (NotFinished, ResultGone, MessageError) as exc:
+            self.done.left[batch_id] = str(exc)
+        else:
+            self.done.batches.append(batch)
 
     async def _put_back(self, opened: Opened, dead: DeadLetter) -> None:
         blob = await reruns.claim(self.ledger, opened.blob)
@@ -180,6 +199,7 @@ class _Retrying:
         """An id without a letter: its call was retried before, or its worker is about to write it, or there is nothing to retry."""
         self.done.left[subject] = "There is no such dead letter."
         if not layout.CALL_ID.fullmatch(subject):
+            await self._missing_batch(subject)
             return
         with suppress(ResultGone):
             run, outcome = await reruns.newest(self.ledger, subject)
@@ -187,6 +207,17 @@ class _Retrying:
                 await self._late(outcome)
             elif run > 1:
                 self._retried_before(subject, run, outcome)
+
+    async def _missing_batch(self, subject: str) -> None:
+        """A batch without a letter: perhaps it was retried before."""
+        if batch := layout.batch_of(subject):
+            self.done.left[subject] = f"It belongs to a batch, whose failures are retried as a whole: retry({batch!r})."
+        if not layout.BATCH_ID.fullmatch(subject) or len(subject) > layout.MAX_BATCH_LENGTH:
+            return
+        with suppress(ResultGone, MessageError):
+            if await BatchLedger(self.ledger, subject).retry(1) is not None:
+                del self.done.left[subject]
+                await self._batch(subject)
 
     async def _late(self, outcome: Outcome) -> None:
         if self.chosen.queue not in (None, outcome.queue):
@@ -208,6 +239,13 @@ class _Retrying:
 # Where `list` is a method, it is no type.
 _Letters = list[Letter]
 _Ids = list[str]
+
+
+async def _purge(ledger: Ledger, opened: Opened) -> bool:
+    if opened.batch is not None:
+        return await batch_letters.purge(ledger, opened.batch)
+    return await reruns.purge(ledger, opened.blob)
+
 
 _PURGED = "It was purged meanwhile."
 

@@ -7,6 +7,8 @@
     ├── HandleAsArgument          a handle where a value belongs (also a TypeError)
     ├── WouldDeadlock             a task waits for another call's result
     ├── KeyConflict               a key that was used with other arguments
+    ├── BatchConflict             a batch's name that was used for something else
+    ├── MapInterrupted            the source of a map raised; carries the batch of what was submitted
     ├── NotFinished               forget() of a call that has no outcome yet
     ├── ResultTimeout             a wait that ran out (also a TimeoutError)
     ├── CallError                 a call ended without a value; carries id, attempts, worker
@@ -69,6 +71,19 @@ class WouldDeadlock(JobQError, RuntimeError):
 
 class KeyConflict(JobQError):
     """This key was used before with other arguments."""
+
+
+class BatchConflict(JobQError):
+    """This name of a batch was used before, for something else."""
+
+
+class MapInterrupted(JobQError):
+    """Submitting a batch was interrupted."""
+
+    def __init__(self, message: str | None = None, *, batch: Any = None) -> None:
+        super().__init__(message)
+        self.batch = batch
+        """The batch of all calls that were submitted before."""
 
 
 class NotFinished(JobQError):

@@ -2,7 +2,7 @@
 
 The budgets are those of a worker; only what takes time (delays, leases, timeouts) and child processes are left out.
 
-Next: `worker/execution.py`, which runs the call; `testing.py`, which users see.
+Next: `worker/execution.py`, which runs the call; `inline_packs.py` for those of a map; `testing.py`, which users see.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .app import App
-from .errors import JobQError
+from .errors import JobQError, Malformed
+from .inline_packs import InlinePacks
 from .ledger import Ledger
 from .lifecycle import Bury, Decision, Finish, Happening, Raised, Refused, Retry, Succeeded, decide
 from .message import Call, DeadLetter, Form, Outcome, Pool, Spill, State
 from .submission import Send
 from .transports.base import Receipt
 from .worker.execution import Desk, Execution, Functions
-from .worker.jobs import Answer, Job, Kind, Load, Report, Save
+from .worker.jobs import Answer, Fetch, Job, Kind, Report, Request, Save
 
 T = TypeVar("T")
 
@@ -38,10 +39,12 @@ class Inline:
 
     def __init__(self, app: App, folder: Path) -> None:
         self._client, self._folder = app.client, folder
-        self._kept: dict[int, Form] = {}
+        self._kept: dict[Path, Form] = {}
         self._execution = Execution(Functions(app.tasks), Desk(WORKER, self._answer))
         self._count = itertools.count(1)
         self._numbers: dict[str, int] = {}
+        self._packs = InlinePacks(app.client, folder, self._execution, WORKER, partial(next, self._count))
+        self.take_pack, self.run_taken = self._packs.take, self._packs.run_taken
 
     def __call__(self, work: Callable[[Ledger, Send], Coroutine[Any, Any, T]]) -> T:
         """Do as ever what sends calls, but for the last step, and run what would have been sent."""
@@ -55,6 +58,7 @@ class Inline:
         done = self._client.run(lambda ledger: work(ledger, take))
         for call in taken:
             self._run(call)
+        self.run_taken()
         return done
 
     def _run(self, call: Call) -> None:
@@ -68,19 +72,31 @@ class Inline:
             call = decision.call
         self._client.run(partial(self._end, call, token, decision))
 
-    def _answer(self, numbered: Callable[[int], Save | Load]) -> Answer:
-        """Keep a checkpoint beside the file by which it passes, for the next attempt of the same call."""
+    def _answer(self, numbered: Callable[[int], Request]) -> Answer:
+        """Keep a checkpoint beside the file by which it passes, for the next attempt of the same call; or fetch what was stored."""
         request = numbered(0)
+        if isinstance(request, Fetch):
+            return self._client.run(partial(self._stored, request))
         passing = self._checkpoint_path(request.number)
-        kept = passing.with_suffix(".kept")
+        kept = passing.with_suffix(f".{request.place}.kept")
         if isinstance(request, Save):
-            self._kept[request.number] = request.form
+            self._kept[kept] = request.form
             passing.replace(kept)
             return Answer(request.request, done=True)
-        if request.number not in self._kept:
+        if kept not in self._kept:
             return Answer(request.request, done=False)
         shutil.copyfile(kept, passing)
-        return Answer(request.request, done=True, form=self._kept[request.number])
+        return Answer(request.request, done=True, form=self._kept[kept])
+
+    async def _stored(self, request: Fetch, ledger: Ledger) -> Answer:
+        path = self._folder / request.sha256
+        try:
+            if not path.exists():
+                await ledger.payload_to(request.sha256, path, request.size)
+        except Malformed as exc:
+            path.unlink(missing_ok=True)
+            return Answer(request.request, done=False, problem=str(exc))
+        return Answer(request.request, done=True, path=str(path))
 
     def _checkpoint_path(self, number: int) -> Path:
         return self._folder / f"{number}.checkpoint"
@@ -98,6 +114,7 @@ class Inline:
     async def _job(self, call: Call, number: int, ledger: Ledger) -> Job:
         arguments, function = self._folder / f"{number}.in", self._folder / (call.function or "none")
         if isinstance(call.arguments, Spill):
+            arguments.unlink(missing_ok=True)  # an earlier attempt may have it mapped still
             await ledger.arguments_to(call, arguments)
         if call.function is not None and not function.exists():
             await ledger.payload_to(call.function, function)

@@ -21,7 +21,7 @@ DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"failed"})
 
 WORKERS, RETRIES, CHECKPOINTS, CONTROL = "workers/", "retries/", "checkpoints/", "control/"
-RESULTS, ARGUMENTS, VALUES, KEYS, DEAD_LETTERS = "results/", "args/", "values/", "keys/", "failed/"
+RESULTS, ARGUMENTS, VALUES, KEYS, DEAD_LETTERS, BATCHES = "results/", "args/", "values/", "keys/", "failed/", "batches/"
 """Prefixes that are listed."""
 
 CALLS_PER_PAGE = 4096
@@ -31,12 +31,25 @@ CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0
 RELATIVE = re.compile(r"[a-z0-9-]{1,100}(\.[0-9]{1,20})?")
 """A call's id, or `<batch>.<index>`, where it only says whose child a call is."""
 
+BATCH_ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+MAX_BATCH_LENGTH = 60
+PACKED_ID = re.compile(r"(?P<batch>[a-z0-9]+(?:-[a-z0-9]+)*)\.(?P<index>[0-9]{1,15})")
+"""A call of a batch: `<batch>.<index>`."""
+
+LOG = re.compile(r"(?P<pack>[0-9]{6,9})(?:\.r[0-9]{1,6})?(?:\.[0-9]{6,9}){0,80}")
+"""A pack's log; `.r<k>` for the k-th retry of what failed, `.<seq>` for what an entry of another log gave away."""
+
+ENTRY = re.compile(r"batches/(?P<batch>[a-z0-9-]+)/log/(?P<log>[0-9r.]+)/(?P<seq>[0-9]{6,9})")
+INPUT = re.compile(r"batches/(?P<batch>[a-z0-9-]+)/in/(?P<pack>[0-9]{6,9})")
+
 OUTCOME = re.compile(
     r"results/(?:(?P<client>[a-z2-7]{16})/[0-9]{9}/(?P<n>[0-9]{12})|key/[0-9a-f]{2}/(?P<hash>[0-9a-f]{40}))(?:\.r(?P<run>[0-9]{1,9}))?"
 )
 CLIENT_LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
 """What a client's name, and `key`, may begin with."""
 
+RETRY_OF_ENTRY = re.compile(r"[0-9]{6,9}(?:\.r(?P<retry>[0-9]{1,6}))?(?:\.[0-9]+)*")
+BATCH_LETTER = re.compile(r"failed/(?P<queue>[A-Za-z0-9-]+)/(?P<batch>[a-z0-9]+(?:-[a-z0-9]+)*)")
 PART = re.compile(r"[A-Za-z0-9-]{1,100}")
 LETTER = re.compile(r"failed/(?P<queue>[A-Za-z0-9-]+)/(?P<subject>[A-Za-z0-9-]+)\.r(?P<run>[0-9]{1,9})")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -110,8 +123,34 @@ def check_call_id(text: str) -> re.Match[str]:
     return match
 
 
+def check_owner(call: str) -> None:
+    """Raise Malformed unless `call` is the id of a call, alone or in a batch."""
+    if not PACKED_ID.fullmatch(call):
+        check_call_id(call)
+
+
+def packed_call_id(batch: str, index: int) -> str:
+    """The id of a call in a batch."""
+    return f"{check_batch_id(batch)}.{index}"
+
+
+def batch_of(call: str) -> str | None:
+    """The batch that a call belongs to, if it does to one."""
+    match = PACKED_ID.fullmatch(call)
+    return match["batch"] if match else None
+
+
+def check_batch_id(batch: str) -> str:
+    """`batch` if it can be the id of a batch; raises Malformed."""
+    if not BATCH_ID.fullmatch(batch) or len(batch) > MAX_BATCH_LENGTH:
+        raise Malformed(f"{batch[:80]!r} is not the id of a batch.")
+    return batch
+
+
 def result_page(call: str) -> str | None:
-    """The prefix under which the outcome of this call and its neighbours lie; None for a call with a key."""
+    """The prefix under which the outcome of this call and its neighbours lie; None for a call with a key, or of a batch."""
+    if PACKED_ID.fullmatch(call):
+        return None
     match = check_call_id(call)
     return f"results/{match['client']}/{int(match['n']) // CALLS_PER_PAGE:09d}/" if match["client"] else None
 
@@ -146,13 +185,13 @@ def call_of(name: str, folder: str) -> str | None:
 
 def arguments(call: str) -> str:
     """Spilled arguments of a call."""
-    check_call_id(call)
+    check_owner(call)
     return f"args/{call}"
 
 
 def value(call: str, token: str) -> str:
     """The spilled value of one attempt."""
-    check_call_id(call)
+    check_owner(call)
     return f"{values(call)}{_part(token)}"
 
 
@@ -223,7 +262,7 @@ def checkpoint(call: str, token: str, number: int) -> str:
 
 def checkpoints(call: str) -> str:
     """The prefix of all checkpoints of a call."""
-    check_call_id(call)
+    check_owner(call)
     return f"{CHECKPOINTS}{call}/"
 
 
@@ -246,3 +285,104 @@ def key(call: str) -> str:
 def worker(worker_id: str) -> str:
     """A worker's status."""
     return f"{WORKERS}{_part(worker_id)}"
+
+
+def batch(batch_id: str) -> str:
+    """The prefix of all that lies there for a batch, apart from what its calls spilled."""
+    return f"{BATCHES}{check_batch_id(batch_id)}/"
+
+
+def batch_meta(batch_id: str) -> str:
+    """What the calls of a batch have in common."""
+    return f"{batch(batch_id)}meta"
+
+
+def batch_total(batch_id: str) -> str:
+    """How many calls a batch has."""
+    return f"{batch(batch_id)}total"
+
+
+def batch_arguments(batch_id: str, sha256: str) -> str:
+    """Large arguments of a call of a batch, or the keyword arguments of all; raises Malformed unless it is a SHA-256 in hex.
+
+    Not named after the call: which one has an index is open until the pack's input is there.
+    """
+    if not SHA256.fullmatch(sha256):
+        raise Malformed(f"{sha256[:80]!r} is not a SHA-256 digest.")
+    return f"{batch(batch_id)}args/{sha256}"
+
+
+def batch_cancelled(batch_id: str) -> str:
+    """The request to cancel a batch."""
+    return f"{batch(batch_id)}cancelled"
+
+
+def batch_retries(batch_id: str) -> str:
+    """The prefix of the requests to run a batch's failures again."""
+    return f"{batch(batch_id)}retries/"
+
+
+def batch_retry(batch_id: str, number: int) -> str:
+    """The n-th request to run a batch's failures again, from 1 on."""
+    return f"{batch_retries(batch_id)}{number:06d}"
+
+
+def pack_inputs(batch_id: str) -> str:
+    """The prefix of the inputs of all packs of a batch."""
+    return f"{batch(batch_id)}in/"
+
+
+def pack_input(batch_id: str, pack: int) -> str:
+    """The arguments of a pack's calls."""
+    return f"{pack_inputs(batch_id)}{pack:06d}"
+
+
+def root_log(pack: int, retry: int = 0) -> str:
+    """The log of a pack, or of the n-th retry of what failed of it."""
+    return f"{pack:06d}.r{retry}" if retry else f"{pack:06d}"
+
+
+def child_log(log: str, seq: int) -> str:
+    """The log of what the entry `seq` of `log` gave away."""
+    return f"{log}.{seq:06d}"
+
+
+def check_log(log: str) -> str:
+    """`log` if it can be the name of a pack's log; raises Malformed."""
+    if not LOG.fullmatch(log):
+        raise Malformed(f"{log[:80]!r} is not the name of a log.")
+    return log
+
+
+def log_entries(batch_id: str) -> str:
+    """The prefix of all log entries of a batch."""
+    return f"{batch(batch_id)}log/"
+
+
+def log_entry(batch_id: str, log: str, seq: int) -> str:
+    """An entry of a pack's log."""
+    return f"{log_entries(batch_id)}{check_log(log)}/{seq:06d}"
+
+
+def batch_letter(queue: str, batch_id: str) -> str:
+    """The dead letter that says that a batch has failures, which its log tells."""
+    return f"{DEAD_LETTERS}{_part(queue)}/{check_batch_id(batch_id)}"
+
+
+def batch_letter_parts(name: str) -> tuple[str, str] | None:
+    """Queue and batch of a batch's dead letter of this name; None if it is none's."""
+    match = BATCH_LETTER.fullmatch(name)
+    return (match["queue"], match["batch"]) if match and len(match["batch"]) <= MAX_BATCH_LENGTH else None
+
+
+def retry_of_entry(name: str) -> int | None:
+    """Of which retry's log the entry of this name is, 0 for the first run; None if it is no entry's."""
+    parts = entry_parts(name)
+    match = RETRY_OF_ENTRY.fullmatch(parts[0]) if parts else None
+    return int(match["retry"] or 0) if match else None
+
+
+def entry_parts(name: str) -> tuple[str, int] | None:
+    """The log and the number of the log entry of this name; None if it is no entry's."""
+    match = ENTRY.fullmatch(name)
+    return (match["log"], int(match["seq"])) if match and LOG.fullmatch(match["log"]) else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,9 +23,10 @@ from . import layout, spill
 from .clock import boottime
 from .errors import AccessDenied, AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone, SignatureInvalid, Unreachable
 from .merging import Merged
-from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, Spill
+from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, PackHeader, Spill
+from .parts import Parts
 from .signing import Keyring
-from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Store, Transport
+from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Source, Store, Transport
 from .wire import MAX_INLINE_ARGUMENTS, MAX_INLINE_VALUE, MAX_RECORD_BYTES, ROOM_BYTES, Wire
 
 log = logging.getLogger("ai4s.jobq")
@@ -86,20 +87,27 @@ class Ledger:
         """
         queue = await self.queue(call.queue)
         call, text = await self.sealed(call, ROOM_BYTES)
-        give_up, wait, maybe_done = boottime() + SEND_BUDGET_SECONDS, 0.1, False
-        while True:
-            try:
-                receipt = await queue.send(text, delay_seconds=min(delay_seconds, MAX_DELAY_SECONDS))
-            except Unreachable as exc:
-                maybe_done = maybe_done or exc.maybe_done
-                if boottime() + wait > give_up:
-                    raise Unreachable(str(exc), maybe_done=maybe_done) from exc
-                if exc.maybe_done and not call.resent:
-                    call, text = await self.sealed(replace(call, resent=True), ROOM_BYTES)
-            else:
-                return None if maybe_done else receipt
-            await asyncio.sleep(wait * (0.5 + random.random() / 2))
-            wait = min(2 * wait, 5)
+
+        async def marked() -> str:
+            return (await self.sealed(replace(call, resent=True), ROOM_BYTES))[1]
+
+        return await _send(queue, text, marked, min(delay_seconds, MAX_DELAY_SECONDS))
+
+    async def send_pack(self, pack: PackHeader, delay_seconds: float = 0) -> None:
+        """Put the message of a pack, whose input is there; repeated like that of a call. Raises ValueError if it does not fit."""
+        queue = await self.queue(pack.queue)
+
+        async def marked() -> str:
+            return self.sealed_pack(replace(pack, resent=True))
+
+        await _send(queue, self.sealed_pack(pack), marked, min(delay_seconds, MAX_DELAY_SECONDS))
+
+    def sealed_pack(self, pack: PackHeader) -> str:
+        """The text of a pack's message; raises ValueError if it does not fit."""
+        text = self.wire.seal_pack(pack)
+        if text is None:
+            raise ValueError(f"The header of pack {pack.log} of batch {pack.batch} does not fit into a message.")
+        return text
 
     async def sealed(self, call: Call, room_bytes: int = 0) -> tuple[Call, str]:
         """A call and its message's text; arguments that are too large for it are spilled first, and the call says so."""
@@ -112,11 +120,20 @@ class Ledger:
             raise ValueError(f"The options of call {call.id} do not fit into a message.")
         return call, text
 
+    async def keep_arguments(self, call: Call, arguments: Parts) -> Call:
+        """The call with its arguments spilled."""
+        return replace(call, arguments=await self._spill(layout.arguments(call.id), arguments))
+
     async def arguments_to(self, call: Call, path: Path) -> None:
         """Spilled arguments, to a file."""
         if isinstance(call.arguments, Spill):
             async with self._streams:
                 await spill.fetch_to(await self.store(), layout.arguments(call.id), call.arguments, path)
+
+    async def spilled_to(self, name: str, spilled: Spill, path: Path) -> None:
+        """Bytes that were spilled under this name, to a file."""
+        async with self._streams:
+            await spill.fetch_to(await self.store(), name, spilled, path)
 
     # outcomes
 
@@ -158,10 +175,10 @@ class Ledger:
             return standing or outcome
         return outcome
 
-    async def value(self, outcome: Outcome) -> bytes:
+    async def value(self, outcome: Outcome) -> bytes | bytearray:
         """The encoded value of a success, wherever it lies."""
         if isinstance(outcome.value, Spill):
-            return await spill.fetch(await self.store(), layout.value(outcome.call, outcome.token), outcome.value)
+            return await spill.fetch_large(await self.store(), layout.value(outcome.call, outcome.token), outcome.value)
         return outcome.value or b""
 
     async def keep_value(self, call: str, token: str, data: bytes | Path) -> bytes | Spill:
@@ -169,6 +186,10 @@ class Ledger:
         if isinstance(data, bytes) and len(data) <= MAX_INLINE_VALUE:
             return data
         return await self._spill(layout.value(call, token), data)
+
+    async def spilled_from(self, name: str, data: Path | Parts) -> Spill:
+        """What refers to these bytes, once they are under this name."""
+        return await self._spill(name, data)
 
     # checkpoints
 
@@ -300,24 +321,55 @@ class Ledger:
             return sha256
         return sha256
 
-    async def payload_to(self, sha256: str, path: Path) -> None:
-        """A payload, to a file; raises Malformed if it is missing or not what its name says."""
+    async def publish_large(self, data: Parts) -> Spill:
+        """Upload an object unless it is there, which is seen before anything is sent."""
+        found = await spill.digest(data)
+        store, name = await self.store(), layout.payload(found.sha256)
+        with suppress(AlreadyExists):
+            there = 0 if data.size <= MAX_INLINE_VALUE else await _size(store, name)
+            if there != data.size:  # what has another size is damaged
+                await store.put(name, data, if_absent=not there)
+        return found
+
+    async def payload(self, found: Spill) -> bytearray:
+        """A payload in memory; raises Malformed if it is missing or not what its name says."""
+        return await spill.fetch_large(await self.store(), layout.payload(found.sha256), found)
+
+    async def payload_to(self, sha256: str, path: Path, size: int | None = None) -> None:
+        """A payload, to a file; raises Malformed if it is missing or not what its name says. To know its size spares a request."""
         store, name = await self.store(), layout.payload(sha256)
-        try:
-            size = (await store.head(name)).size
-        except NotFound:
-            size = 0
+        size = await _size(store, name) if size is None else size
         async with self._streams:
             await spill.fetch_to(store, name, Spill(size, sha256), path)
 
-    async def _spill(self, name: str, data: bytes | Path) -> Spill:
-        """Write bytes whose reader will compare length and digest: so a blob that is there already does no harm."""
-        found = await spill.digest(data)
+    async def _spill(self, name: str, source: Source) -> Spill:
+        return await spill.keep(await self.store(), name, source)
+
+
+async def _send(queue: Queue, text: str, marked: Callable[[], Awaitable[str]], delay_seconds: float) -> Receipt | None:
+    """Send until it is done or the time for that is up; from the first answer that was lost on, what `marked` gives."""
+    give_up, wait, maybe_done = boottime() + SEND_BUDGET_SECONDS, 0.1, False
+    while True:
         try:
-            await (await self.store()).put(name, data, if_absent=True)
-        except AlreadyExists:
-            return found
-        return found
+            receipt = await queue.send(text, delay_seconds=delay_seconds)
+        except Unreachable as exc:
+            if exc.maybe_done and not maybe_done:
+                text = await marked()
+            maybe_done = maybe_done or exc.maybe_done
+            if boottime() + wait > give_up:
+                raise Unreachable(str(exc), maybe_done=maybe_done) from exc
+        else:
+            return None if maybe_done else receipt
+        await asyncio.sleep(wait * (0.5 + random.random() / 2))
+        wait = min(2 * wait, 5)
+
+
+async def _size(store: Store, name: str) -> int:
+    """How long a blob is; 0 if it is not there."""
+    try:
+        return (await store.head(name)).size
+    except NotFound:
+        return 0
 
 
 async def _create(made: Queue | Store) -> None:

@@ -1,7 +1,8 @@
 """Dead letters, chosen by filters and read: from blobs to what a person wants to know of them.
 
 A listing tells of thousands; each letter that may be meant costs a read, and they are read some at a time, so that there may be any
-number of them. Of a call only the newest run's counts, and a tombstone is no letter. Nothing is changed here.
+number of them. Of a call only the newest run's counts, and a tombstone is no letter. A batch has one for all its failures. Nothing
+is changed here.
 
 Next: `dead_letters.py`, which does something with them.
 """
@@ -9,13 +10,14 @@ Next: `dead_letters.py`, which does something with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar
 
 from . import layout, reruns
+from .batch_letters import BatchLetter, open_letter
 from .clock import boottime
 from .errors import DeclarationError, MessageError, NotFound
 from .handle import Handle
@@ -34,6 +36,9 @@ LETTERS_IN_FLIGHT = 32
 """Letters worked on at a time: what hides a request's latency, and leaves connections for others."""
 
 
+OF_A_BATCH = 0
+"""In place of a run: the log tells of which run the failures are."""
+
 LATE_SECONDS, LATE_PAUSE_SECONDS = reruns.LATE_SECONDS, 0.05
 """How long a retry waits for the letter of a call that has failed: its worker writes the outcome first."""
 
@@ -45,6 +50,9 @@ class Letter:
     `id` is the call's, or the message's. `error` is the type of what was raised, as "ValueError" or "proj.errors.NoModel", if
     anything was. `ended` is in epoch seconds by the server's clock. `raw` is the text of a message that could not be read.
     `retrying` says that a retry goes on, or was cut short: then ask for it again.
+
+    A batch with failures has one letter: `id` is the batch's, `failures` how many of its calls stand as failed, `causes` how many
+    of those that were looked at failed in which way ("raised ValueError"), and the rest is said of the first of them.
     """
 
     id: str
@@ -60,6 +68,8 @@ class Letter:
     worker: str = ""
     raw: str = field(default="", repr=False)
     retrying: bool = False
+    failures: int = 0
+    causes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Filters(TypedDict, total=False):
@@ -107,6 +117,14 @@ class Opened:
     letter: Letter
     blob: LetterBlob
     dead: DeadLetter | None
+    batch: BatchLetter | None = None
+
+    def is_chosen(self, chosen: Choice, now: float) -> bool:
+        """Whether all filters apply to it: to a batch, if they do to one of the failures that were looked at."""
+        if self.batch is None:
+            return chosen.takes(self.letter, now)
+        kinds = {(str(failure.cause), failure.type) for _, failure in self.batch.found}
+        return any(chosen.takes(replace(self.letter, cause=cause, error=error), now) for cause, error in kinds)
 
 
 def make_choice(app: str, ids: tuple[str, ...], filters: Filters, everything: bool = True) -> Choice:
@@ -174,25 +192,37 @@ async def _newest_letters(ledger: Ledger, chosen: Choice) -> AsyncIterator[BlobI
     last: tuple[str, str, int] | None = None
     newest: BlobInfo | None = None
     async for info in (await ledger.store()).list(layout.letters(chosen.queue), with_metadata=True):
-        try:
-            found = layout.letter_parts(info.name)
-        except MessageError:
-            continue  # what somebody else has put there
-        if chosen.ids and found[1] not in chosen.ids:
+        found = _parts(info.name)
+        if found is None or (chosen.ids and found[1] not in chosen.ids):
             continue
         if last is None or found[:2] != last[:2]:
-            if newest is not None and newest.size:
+            if newest is not None and _stands(newest):
                 yield newest
         elif found[2] < last[2]:
             continue
         last, newest = found, info
-    if newest is not None and newest.size:
+    if newest is not None and _stands(newest):
         yield newest
+
+
+def _stands(info: BlobInfo) -> bool:
+    """Whether this is no tombstone; a batch's letter is empty in any case."""
+    return bool(info.size) or (layout.batch_letter_parts(info.name) is not None and not info.metadata.get("fate"))
+
+
+def _parts(name: str) -> tuple[str, str, int] | None:
+    """Queue, subject and run of a letter; None for what somebody else has put there."""
+    if (parts := layout.batch_letter_parts(name)) is not None:
+        return *parts, OF_A_BATCH
+    try:
+        return layout.letter_parts(name)
+    except MessageError:
+        return None
 
 
 async def _read(ledger: Ledger, batch: list[BlobInfo], chosen: Choice, now: float) -> list[Opened]:
     found = await together(_open(ledger, info) for info in batch)
-    return [opened for opened in found if opened and chosen.takes(opened.letter, now)]
+    return [opened for opened in found if opened and opened.is_chosen(chosen, now)]
 
 
 async def late_letter(ledger: Ledger, outcome: Outcome) -> Opened | None:
@@ -209,6 +239,8 @@ async def late_letter(ledger: Ledger, outcome: Outcome) -> Opened | None:
 
 async def _open(ledger: Ledger, info: BlobInfo) -> Opened | None:
     """The letter, in so far as it can be read; None if it was laid down meanwhile."""
+    if (parts := layout.batch_letter_parts(info.name)) is not None:
+        return await _open_batch(ledger, info, *parts)
     blob = await reruns.letter_blob(ledger, info.name)
     if not blob.data:
         return None
@@ -221,6 +253,35 @@ async def _open(ledger: Ledger, info: BlobInfo) -> Opened | None:
         letter = Letter(**known, cause=UNREADABLE, error=type(exc).__name__, message=message, ended=info.modified)
         return Opened(letter, blob, None)
     return Opened(_letter(dead, known, info), blob, dead)
+
+
+async def _open_batch(ledger: Ledger, info: BlobInfo, queue: str, batch: str) -> Opened | None:
+    blob = LetterBlob(info.name, etag=info.etag, modified=info.modified)
+    try:
+        found = await open_letter(ledger, info)
+    except MessageError as exc:
+        message = f"The batch's records cannot be read. {exc}"
+        letter = Letter(batch, queue, 1, UNREADABLE, message, info.modified, error=type(exc).__name__)
+        return Opened(letter, blob, None)
+    if found is None:
+        return None
+    first, failure = found.first
+    letter = Letter(
+        id=batch,
+        queue=queue,
+        run=found.reckoned.run,
+        cause=str(failure.cause),
+        message=found.message,
+        ended=found.ended,
+        task=found.meta.call.task,
+        error=failure.type,
+        traceback=failure.traceback,
+        attempts=first.outcome.attempts,
+        worker=first.entry.worker,
+        failures=found.reckoned.failures,
+        causes=found.causes,
+    )
+    return Opened(letter, blob, None, found)
 
 
 def _letter(dead: DeadLetter, known: dict[str, Any], info: BlobInfo) -> Letter:

@@ -211,3 +211,114 @@ class KeyRecord:
 
     arguments: str
     sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMeta:
+    """What the calls of a batch have in common: `call` is the one of index 0 without its own arguments.
+
+    Its `arguments` are the keyword arguments of all of them. `vector` is the longest list that the task takes, 0 for one item at a
+    time. `keyed` says that each call's key was given.
+    """
+
+    call: Call
+    vector: int = 0
+    keyed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotal:
+    """How many calls, in how many packs, were submitted for sure; `ended` says that no more are to come."""
+
+    calls: int
+    packs: int
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOrder:
+    """That somebody asked for something of a whole batch: to be cancelled, or (`run`, `todo`) for a run of what had failed.
+
+    `asked` is in epoch seconds by the server's clock, `todo` a text of indices.
+    """
+
+    asked: float
+    run: int = 1
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCheckpoint:
+    """The last checkpoint of one of a pack's calls."""
+
+    index: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Charges:
+    """What one of a pack's calls has used up of its budgets, as in Call; `alone`: it must share no process."""
+
+    errors: int = 0
+    deaths: int = 0
+    preemptions: int = 0
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChargedCalls:
+    """The calls, as a text of indices, that have used up the same."""
+
+    calls: str
+    charges: Charges
+
+
+@dataclass(frozen=True, slots=True)
+class PackHeader:
+    """The message of a pack: which calls of a batch are still to be done, and where what became of them is logged.
+
+    `input` binds the blob with their arguments, whose first index and count are `first` and `count`; `todo` is a text of indices.
+    The log has entries up to `pos` whose effects are durable. `mark` is the token of a delivery that began and has not settled;
+    `suspect` says that an earlier delivery of these calls killed its worker. Moments are in epoch seconds by the server's clock.
+    """
+
+    batch: str
+    pack: int
+    queue: str
+    sent: float
+    input: Spill
+    first: int
+    count: int
+    todo: str
+    log: str
+    pos: int = 0
+    run: int = 1
+    python: str | None = None
+    charged: tuple[ChargedCalls, ...] = ()
+    checkpoints: tuple[HeldCheckpoint, ...] = ()
+    not_before: float | None = None
+    mark: str | None = None
+    suspect: bool = False
+    resent: bool = False
+
+    @property
+    def indices(self) -> range:
+        """The indices of all calls whose arguments lie in the pack's input."""
+        return range(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryHead:
+    """What a log entry says before its values: `count` outcomes in columns, and the calls that were given to other workers.
+
+    The columns are packed numbers, see `packing.py`; `size` and `sha256` bind the values that follow. `token` names its writer.
+    """
+
+    token: str
+    worker: str
+    ended: float
+    size: int
+    sha256: str
+    count: int = 0
+    columns: bytes = b""
+    gives: str = ""

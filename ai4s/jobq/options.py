@@ -18,6 +18,7 @@ from .errors import DeclarationError
 from .message import Pool
 from .printable import storable
 from .retry import LONGEST_SECONDS, RetryPolicy, retry_policy, whole_number
+from .wire import MAX_PACK_CALLS
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.<>@-]{0,199}")
 MAX_KEY_LENGTH = 1024
@@ -35,6 +36,8 @@ class TaskOptions:
     queue: str
     codec: Codec
     pool: Pool
+    vector: int = 0
+    """The longest list that the function takes; 0 for one item at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "queue": layout.DEFAULT_QUEUE,
     "codec": "cloudpickle",
     "pool": None,
+    "vector": None,
 }
 
 
@@ -98,6 +102,7 @@ def task_options(app: str, given: Mapping[str, Any], *, is_async: bool) -> TaskO
         queue=layout.check_queue_name(app, said["queue"]),
         codec=codec_named(said["codec"]),
         pool=_pool(said["pool"], is_async=is_async, has_timeout=said["timeout"] is not None),
+        vector=_vector(said["vector"], is_async=is_async),
     )
 
 
@@ -206,6 +211,16 @@ def _pool(value: object, *, is_async: bool, has_timeout: bool) -> Pool:
         raise DeclarationError(f"pool={value!r} does not fit {'an async def' if is_async else 'a plain function'}: use {right}.")
     _refuse_thread_timeout(pool, has_timeout=has_timeout)
     return pool
+
+
+def _vector(value: object, *, is_async: bool) -> int:
+    if value is None:
+        return 0
+    if is_async:
+        raise DeclarationError("vector goes with plain functions, which get a list of items; this one is an async def.")
+    if whole_number("vector", value, least=1) > MAX_PACK_CALLS:
+        raise DeclarationError(f"vector must be at most {MAX_PACK_CALLS}; got {value!r}.")
+    return whole_number("vector", value, least=1)
 
 
 def _refuse_thread_timeout(pool: Pool, *, has_timeout: bool) -> None:

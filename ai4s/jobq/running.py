@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .checkpointing import Checkpointing
 from .errors import JobQError, WouldDeadlock
@@ -62,13 +62,23 @@ class Support:
     preemption: threading.Event
 
 
+class Now(Protocol):
+    """What runs: a call, and what is held ready for it. Asked only when the task asks, since most never do."""
+
+    @property
+    def call(self) -> RunningCall: ...
+
+    @property
+    def support(self) -> Support | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     call: RunningCall
     support: Support | None
 
 
-_RUNNING: ContextVar[_Running | None] = ContextVar("jobq_running_call", default=None)
+_RUNNING: ContextVar[Now | None] = ContextVar("jobq_running_call", default=None)
 
 
 def current() -> RunningCall:
@@ -125,6 +135,21 @@ def running(call: RunningCall, support: Support | None = None) -> Iterator[None]
         yield
     finally:
         _RUNNING.reset(token)
+
+
+@contextmanager
+def running_kept() -> Iterator[None]:
+    """Whatever is said to run within the block, afterwards it is what ran before."""
+    token = _RUNNING.set(_RUNNING.get())
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def set_running(now: Now | None) -> None:
+    """Say what runs in this context from now on."""
+    _RUNNING.set(now)
 
 
 def refuse_to_wait(call_id: str) -> None:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
-from . import layout, reruns
+from . import layout, reruns, stored
 from .client import Client
-from .codec import Encoded
+from .codec import Codec, Encoded, Guard
 from .errors import HandleAsArgument, KeyConflict, NotSerializable, ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
-from .message import Call, State
+from .message import Call, Spill, State
 from .options import CallOptions, TaskOptions
+from .parts import Parts
 from .payload import function_payload, python_minor
 from .running import current_or_none
+from .spill import digest
 from .transports.base import Receipt
+from .wire import MAX_INLINE_ARGUMENTS
 
 
 class Send(Protocol):
@@ -40,12 +42,14 @@ class Order:
     payloads: tuple[bytes, ...]
     options: CallOptions
     expires_seconds: float | None
+    large: Parts | None = None
+    """Arguments that no message could hold; `call` has only their size until they are spilled."""
 
 
 def encode_arguments(options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
     """The arguments as bytes; raises HandleAsArgument for a handle anywhere in them, NotSerializable for what can't travel."""
     try:
-        return options.codec.dumps((args, kwargs), _refuse_handles)
+        return options.codec.dumps((args, kwargs), guard(options.codec))
     except NotSerializable as exc:
         raise _naming_the_argument(options, args, kwargs) or exc from exc.__cause__
 
@@ -55,13 +59,24 @@ def _naming_the_argument(options: TaskOptions, args: tuple[Any, ...], kwargs: di
     named = [*((f"number {position}", value) for position, value in enumerate(args, 1)), *kwargs.items()]
     for name, value in named:
         try:
-            options.codec.dumps(value, _refuse_handles)
+            options.codec.dumps(value, guard(options.codec))
         except NotSerializable as exc:
             return NotSerializable(f"Argument {name} cannot travel. {exc}")
     return None
 
 
-def _refuse_handles(value: object) -> None:
+def guard(codec: Codec) -> Guard:
+    """What refuses arguments that are none, in this codec."""
+    return refuse_handles if codec.allows_pickle else _refuse_names
+
+
+def _refuse_names(value: object) -> None:
+    refuse_handles(value)
+    stored.refuse(value)
+
+
+def refuse_handles(value: object) -> None:
+    """A guard: raises HandleAsArgument."""
     if isinstance(value, Handle):
         raise HandleAsArgument(f"A handle (of call {value.id}) is not an argument: pass handle.result(), or the value itself.")
 
@@ -85,18 +100,19 @@ def make_order(client: Client, invocation: Invocation) -> Order:
     name = invocation.name
     if function and task.name is None:
         name = f"{name}@{layout.sha256_of(function)[:12]}"
-    parent = current_or_none()
+    parent, arguments = current_or_none(), invocation.arguments
+    large = arguments.parts if arguments.size > MAX_INLINE_ARGUMENTS else None
     call = Call(
         id=client.next_call_id() if options.key is None else _keyed_id(client.name, name, options.key),
         task=name,
         queue=options.queue or task.queue,
-        arguments=invocation.arguments.data,
+        arguments=arguments.data if large is None else Spill(large.size, ""),
         sent=0,
         codec=task.codec.name,
         pool=task.pool,
         function=layout.sha256_of(function) if function else None,
         ship=tuple(layout.sha256_of(data) for data in shipped),
-        python=python_minor() if function or invocation.arguments.has_code else None,
+        python=python_minor() if function or arguments.has_code else None,
         retries=task.policy.retries if options.retries is None else options.retries,
         backoff=task.policy.backoff,
         max_deaths=task.policy.max_deaths,
@@ -106,7 +122,7 @@ def make_order(client: Client, invocation: Invocation) -> Order:
     )
     payloads = (*([function] if function else []), *shipped)
     expires_seconds = None if "expires" in options.lifted else options.expires_seconds or task.expires_seconds
-    return Order(call, payloads, options, expires_seconds)
+    return Order(call, payloads, options, expires_seconds, large)
 
 
 def _keyed_id(app: str, task: str, key: str) -> str:
@@ -119,16 +135,20 @@ async def submit(client: Client, order: Order, ledger: Ledger, send: Send = Ledg
     `send` does the last step; tests put another one in its place.
     """
     now = await ledger.transport.server_time()
-    call, delay_seconds = _timed(order, now)
+    call, delay_seconds = timed(order, now)
     await client.publish(ledger, order.payloads)
+
+    async def last(call: Call) -> Receipt | None:
+        spilled = call if order.large is None else await ledger.keep_arguments(call, order.large)
+        return await send(ledger, spilled, delay_seconds=delay_seconds)
+
     if order.options.key is not None:
-        last = partial(send, ledger, delay_seconds=delay_seconds)
-        return await _submit_keyed(client, ledger, call, last, rerun_failed=order.options.rerun_failed)
-    receipt = await send(ledger, call, delay_seconds=delay_seconds)
-    return _handle(client, call, receipt)
+        return await _submit_keyed(client, ledger, call, last, order=order)
+    return _handle(client, call, await last(call))
 
 
-def _timed(order: Order, now: float) -> tuple[Call, float]:
+def timed(order: Order, now: float) -> tuple[Call, float]:
+    """The call as it is sent now, and how many seconds later it may run."""
     options = order.options
     eta = options.eta if options.eta is not None else now + options.countdown_seconds
     delay_seconds = max(0.0, eta - now)
@@ -139,11 +159,10 @@ def _timed(order: Order, now: float) -> tuple[Call, float]:
 
 
 async def _submit_keyed(
-    client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]], *, rerun_failed: bool
+    client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]], *, order: Order
 ) -> Handle[Any]:
     """Claim the key, send unless it was sent; a crash in between is mended by whoever asks again."""
-    assert isinstance(call.arguments, bytes)
-    digest = layout.sha256_of(call.arguments)
+    digest = await _digest(call.arguments if order.large is None else order.large)
     record = await ledger.claim_key(call.id, digest)
     if record.arguments != digest:
         raise KeyConflict(
@@ -152,11 +171,17 @@ async def _submit_keyed(
             "Use another key, or app.handle(id)."
         )
     if record.sent:
-        return await _rerun(client, ledger, call, send) if rerun_failed else _handle(client, call, None)
+        return await _rerun(client, ledger, call, send) if order.options.rerun_failed else _handle(client, call, None)
     # Marked, because an earlier claimant may have sent it and died before it could say so.
     receipt = await send(replace(call, resent=True))
     await ledger.mark_key_sent(call.id, digest)
     return _handle(client, call, receipt)
+
+
+async def _digest(arguments: bytes | Spill | Parts) -> str:
+    """What tells other arguments from these."""
+    assert not isinstance(arguments, Spill)
+    return layout.sha256_of(arguments) if isinstance(arguments, bytes) else (await digest(arguments)).sha256
 
 
 async def _rerun(client: Client, ledger: Ledger, call: Call, send: Callable[[Call], Awaitable[Receipt | None]]) -> Handle[Any]:

@@ -2,9 +2,9 @@
 
 One walk over the outcomes; other folders, whose names are in the same order, are read along beside it, so that it costs
 listings and deletions and no reads. A call's last outcome goes after everything that is found by way of it. What has no
-outcome is not touched: its call may be waiting, or running.
+outcome is not touched: its call may be waiting, or running. Batches go whole.
 
-Next: `worker/tidying.py`, which does this in small steps.
+Next: `batch_removal.py` for batches; `worker/tidying.py`, which does all this in small steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import layout
+from .batch_removal import GoOn, remove_old
+from .batch_standing import Standing, standings
 from .errors import AlreadyExists, ConditionFailed, NotFound
 from .ledger import Ledger, remove_if_unchanged
 from .message import State
@@ -30,13 +32,15 @@ AT_A_TIME = 16
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """How much a `gc` has removed: calls with all that lay there for them, forgotten ones among them, and other things."""
+    """How much a `gc` has removed: calls with all that lay there for them, forgotten ones among them, whole batches, and
+    other things."""
 
     calls: int = 0
     dead_letters: int = 0
     keys: int = 0
     workers: int = 0
     payloads: int = 0
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +239,12 @@ class Sweeper:
     async def _remove_counted(self, what: str, info: BlobInfo) -> None:
         self.counts[what] += await remove_if_unchanged(self._store, info)
 
+    async def sweep_batches(self, found: AsyncIterator[Standing], go_on: GoOn = lambda: True) -> None:
+        """Remove those of these batches that are old enough, have ended, and are needed by nobody."""
+        async for standing in found:
+            if standing.is_going or standing.modified <= self._limits.outcomes:
+                self.counts["batches"] += await remove_old(self._ledger, standing, self._limits.tombstones, go_on)
+
     async def sweep_workers(self) -> None:
         """Remove the statuses of workers that have not been heard of for a day."""
         await self.sweep("workers", layout.WORKERS, lambda info: info.modified <= self._limits.tombstones)
@@ -253,13 +263,20 @@ class Sweeper:
 
     async def _remove_orphan(self, letter: BlobInfo) -> None:
         subject = letter.name.rpartition("/")[2]
+        if (parts := layout.batch_letter_parts(letter.name)) is not None:
+            if not await self._is_there(layout.batch_meta(parts[1])):
+                await self._remove_counted("dead_letters", letter)
+            return
         call = layout.call_of(subject, "")
         if call is None or not await self._has_ended(call, _run_in(subject)):
             await self._remove_counted("dead_letters", letter)
 
     async def _has_ended(self, call: str, run: int) -> bool:
+        return await self._is_there(layout.result(call, run))
+
+    async def _is_there(self, name: str) -> bool:
         try:
-            await self._store.head(layout.result(call, run))
+            await self._store.head(name)
         except NotFound:
             return False
         return True
@@ -282,6 +299,7 @@ async def gc(ledger: Ledger, older_than_seconds: float, payloads: Iterable[str] 
     outcomes = store.list(layout.RESULTS, with_metadata=True)
     due = (ended async for ended in ended_calls(outcomes) if ended.is_due(limits))
     await sweeper.sweep_calls(due, Folders(store))
+    await sweeper.sweep_batches(standings(store.list(layout.BATCHES, with_metadata=True)))
     await sweeper.sweep_tombstones()
     await sweeper.sweep_workers()
     await sweeper.sweep_payloads(payloads)

@@ -11,18 +11,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
+from .batch import Batch
 from .client import Client
+from .codec import Encoded
 from .errors import DeclarationError
+from .feeding import Feed, Key, MapOptions, Skip, arows_of, check_map, rows_of
 from .handle import Handle
+from .mapping import MapPlan
 from .options import CallChanges, CallOptions, TaskOptions, call_options
+from .parts import Parts
 from .payload import is_importable, module_payload
-from .submission import Invocation, Order, encode_arguments, make_order, submit
+from .retry import whole_number
+from .streaming import AHEAD, AsyncStream, Stream
+from .submission import Invocation, Order, encode_arguments, guard, make_order, submit
 
 P = ParamSpec("P")
 D = TypeVar("D")
@@ -90,6 +98,85 @@ class Task(Generic[P, D, R]):
             return cast("Handle[R]", await asyncio.to_thread(self.client.instead, work))
         return cast("Handle[R]", await self.client.arun(work))
 
+    def map(
+        self,
+        /,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        batch: str | None = None,
+        key: Key | None = None,
+        skip: Skip | None = None,
+        pack: int | None = None,
+    ) -> Batch[R]:
+        """Submit a call for each item, as `map` and `Executor.map` do; returns when all are durable.
+
+        Args:
+            iterables: one for each positional argument, until the shortest ends; generators of millions will do.
+            kwargs: keyword arguments of all calls.
+            batch: a name, by which `app.batch(name)` finds it; with `key`, mapping again goes on with the batch of that name.
+            key: gives each item's key, a text; of several items with a key the first counts. It gets what the task gets.
+            skip: says of an item that there is nothing to do; a plain or an async function, asked of many items at a time.
+            pack: calls that travel together, at most; they grow from a few to thousands unless given.
+
+        Raises:
+            MapInterrupted: the source raised, or gave what cannot travel; `.batch` is what was submitted until then.
+            TypeError: the arguments do not fit the signature. DeclarationError: an option that cannot be.
+            BatchConflict: the batch's name was used for something else.
+            TransportError: the storage could not be reached or refused; what was submitted may run nevertheless.
+        """
+        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack))
+        return cast("Batch[R]", feed.run(rows_of(iterables)))
+
+    async def amap(
+        self,
+        /,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        batch: str | None = None,
+        key: Key | None = None,
+        skip: Skip | None = None,
+        pack: int | None = None,
+    ) -> Batch[R]:
+        """As `map`, of plain or async iterables."""
+        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack))
+        return cast("Batch[R]", await feed.arun(arows_of(iterables)))
+
+    def stream(
+        self,
+        /,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        batch: str | None = None,
+        key: Key | None = None,
+        skip: Skip | None = None,
+        ahead: int = AHEAD,
+    ) -> Stream[R]:
+        """Map, and read outcomes as they come while items are still being submitted: `with f.stream(source) as outcomes: ...`.
+
+        Args:
+            iterables, kwargs, batch, key, skip: as for `map`. The iterables, on a thread of their own, may be endless.
+            ahead: calls that are submitted and not read yet, at most; then the source waits.
+
+        Leaving the block early submits nothing more and cancels what has not ended. What the source raises is raised, as
+        MapInterrupted, once all outcomes before it were read.
+        """
+        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=whole_number("ahead", ahead, least=1))
+        return Stream(self._feed(options), ahead, rows_of(iterables))
+
+    def astream(
+        self,
+        /,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        batch: str | None = None,
+        key: Key | None = None,
+        skip: Skip | None = None,
+        ahead: int = AHEAD,
+    ) -> AsyncStream[R]:
+        """As `stream`, with `async with` and `async for`; the iterables are gone through on the caller's loop."""
+        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=whole_number("ahead", ahead, least=1))
+        return AsyncStream(self._feed(options), ahead, arows_of(iterables))
+
     def options(self, **changes: Unpack[CallChanges]) -> Task[P, D, R]:
         """The same task with other options for the calls made through it.
 
@@ -138,16 +225,39 @@ class Task(Generic[P, D, R]):
         return Task(self.client, self.function, declared=self.declared, shipment=self._shipment, chosen=chosen)
 
     def _order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Order:
+        if self.declared.vector:
+            raise DeclarationError(
+                f"{self.name} takes a list of items at a time: give it items by map, as in {self.name}.map([item])."
+            )
         args, kwargs = self._bound(args, kwargs)
-        invocation = Invocation(
+        return make_order(self.client, self._invocation(encode_arguments(self.declared, args, kwargs)))
+
+    def _invocation(self, arguments: Encoded) -> Invocation:
+        return Invocation(
             name=self.name,
             task=self.declared,
             options=self._chosen,
-            arguments=encode_arguments(self.declared, args, kwargs),
+            arguments=arguments,
             by_value=None if self.importable else self.function,
             shipped=self._shipment.payloads,
         )
-        return make_order(self.client, invocation)
+
+    def _feed(self, chosen: MapOptions) -> Feed:
+        """What submits a batch of this task's calls; raises what is wrong with it."""
+        kwargs = check_map(self.name, chosen, self._chosen)
+        if self.declared.vector and chosen.arity > 1:
+            raise DeclarationError(
+                f"{self.name} takes a list of items: give it one iterable, as in {self.name}.map(zip(a, b)), whose items are pairs."
+            )
+        self._bound((None,) * chosen.arity, kwargs)
+        arguments = self.declared.codec.dumps(kwargs, guard(self.declared.codec)) if kwargs else Encoded(Parts.of(b""))
+        order = make_order(self.client, self._invocation(arguments))
+        keyed = chosen.key is not None
+        batch = chosen.batch or secrets.token_hex(10)
+        plan = MapPlan(
+            batch, order, self.declared.codec, vector=self.declared.vector, limit=chosen.pack, most=chosen.most, keyed=keyed
+        )
+        return Feed(self.client, plan, skip=chosen.skip, key=chosen.key)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments if they fit; for a call with a key in one form, so that the same arguments are the same bytes."""

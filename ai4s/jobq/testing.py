@@ -35,11 +35,11 @@ def temporary_place(app: App, url: str | None = None) -> Iterator[App]:
 
 @contextmanager
 def inline(app: App) -> Iterator[App]:
-    """`delay` runs the call at once, in this process, for the length of the block.
+    """`delay` and `map` run their calls at once, in this process, for the length of the block.
 
     Arguments, results and errors pass through the real codec and lie in the app's store, so `result()` and all else work as
-    ever. Retries follow each other without delay, and a dead letter that is retried runs at once too. Timeouts, `countdown` and
-    `expires` are not applied, and there are no children.
+    ever. Retries follow each other without delay, and a dead letter or a batch's failures that are retried run at once too.
+    Timeouts, `countdown` and `expires` are not applied, and there are no children.
     """
     from .inline import Inline
 

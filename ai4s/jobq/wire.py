@@ -5,7 +5,7 @@ to the app, the kind of record and its subject (a message's queue, an outcome's 
 Whatever the bytes are, unsealing ends in a record or in Malformed, SignatureInvalid or Unfit, having run no code
 and allocated no more than the bounds below. A message's text is the frame in base64, which no queue can mangle.
 The map leaves out defaults; names that this version does not know make a record Unfit, so that nothing is silently ignored.
-`successors`, `resources` and `trace` of a call, and the kind `pack`, are spoken for.
+`successors`, `resources` and `trace` of a call are spoken for.
 
 Next: `ledger.py`, which stores what is sealed here; for messages, `transports/base.py`.
 """
@@ -23,12 +23,29 @@ import msgpack
 from . import layout
 from .errors import Malformed, MessageError, SignatureInvalid, Unfit
 from .fields import from_map, to_map
-from .message import Call, Control, DeadLetter, KeyRecord, Outcome, RetryRecord, Spill
+from .message import (
+    BatchMeta,
+    BatchOrder,
+    BatchTotal,
+    Call,
+    Checkpoint,
+    Control,
+    DeadLetter,
+    EntryHead,
+    KeyRecord,
+    Outcome,
+    PackHeader,
+    RetryRecord,
+    Spill,
+)
+from .ranges import from_text
 from .signing import MAC_BYTES, Keyring
 
 MAGIC = b"JQ"
 VERSION = 1
-COMPRESSED, SIGNED = 1, 2
+COMPRESSED, SIGNED, PACK = 1, 2, 4
+"""Flags. A message says by the last one that it holds a pack's header, since what it is must be known before it is verified."""
+
 HEADER_BYTES = 4
 
 MAX_MESSAGE_BYTES = 48 * 1024
@@ -49,12 +66,22 @@ MAX_UNPACKED_BYTES = 1024 * 1024
 MAX_RECORD_BYTES = 2 * MAX_UNPACKED_BYTES
 """What is read of a record's blob at most: no honest one comes near it."""
 
-MAX_CONTAINERS = 1024
+MAX_CONTAINERS = 10_000
+"""Lists and maps of a record: a pack's header may say of each of its calls what that has used up."""
+
+MAX_PACK_CALLS = 4096
+"""Calls of a pack: what fits one message's header, and one worker for a while."""
+
+MAX_INDEX = 10**14
+MAX_ENTRIES = 10**9
+"""What names of entries, and texts of indices, have room for."""
 
 WORTH_COMPRESSING_BYTES = 512
 
-Record = TypeVar("Record", Call, Outcome, DeadLetter, KeyRecord, RetryRecord, Control)
-Named = DeadLetter | KeyRecord | RetryRecord | Control
+Record = TypeVar(
+    "Record", Call, PackHeader, Outcome, DeadLetter, KeyRecord, RetryRecord, Control, BatchMeta, BatchTotal, BatchOrder, EntryHead
+)
+Named = DeadLetter | KeyRecord | RetryRecord | Control | BatchMeta | BatchTotal | BatchOrder | EntryHead
 """Records that are bound to the name of their blob."""
 
 _KINDS: dict[type, str] = {
@@ -64,6 +91,11 @@ _KINDS: dict[type, str] = {
     KeyRecord: "key",
     RetryRecord: "retry",
     Control: "control",
+    PackHeader: "pack",
+    BatchMeta: "batch",
+    BatchTotal: "total",
+    BatchOrder: "order",
+    EntryHead: "entry",
 }
 
 
@@ -87,8 +119,20 @@ class Wire:
         frame = self._seal("call", call.queue, fields)
         return None if len(frame) > MAX_MESSAGE_BYTES - room_bytes else base64.b64encode(frame).decode("ascii")
 
+    def seal_pack(self, pack: PackHeader) -> str | None:
+        """The text of a pack's message, or None if it does not fit into one."""
+        frame = self._seal("pack", pack.queue, to_map(pack))
+        return None if len(frame) > MAX_MESSAGE_BYTES else base64.b64encode(frame).decode("ascii")
+
+    def unseal_message(self, text: str, queue: str) -> Call | PackHeader:
+        """The call, or the header of a pack, in a message that came from `queue`."""
+        frame = _decode_text(text)
+        if _check_header(frame) & PACK:
+            return self._unseal(PackHeader, queue, frame)
+        return self._unseal(Call, queue, frame)
+
     def unseal_call(self, text: str, queue: str) -> Call:
-        """The call in a message that came from `queue`."""
+        """The call in a message that came from `queue`; raises Malformed for a pack's."""
         return self._unseal(Call, queue, _decode_text(text))
 
     def seal_outcome(self, outcome: Outcome) -> bytes:
@@ -116,7 +160,7 @@ class Wire:
 
     def _seal(self, kind: str, subject: str, fields: dict[str, object]) -> bytes:
         body: bytes = msgpack.packb({"kind": kind, **fields})
-        flags = SIGNED if self.keyring else 0
+        flags = (SIGNED if self.keyring else 0) | (PACK if kind == "pack" else 0)
         if len(body) > WORTH_COMPRESSING_BYTES and len(packed := zlib.compress(body, 1)) < 0.9 * len(body):
             body, flags = packed, flags | COMPRESSED
         header = MAGIC + bytes((VERSION, flags))
@@ -131,8 +175,7 @@ class Wire:
         if fields.pop("kind", None) != kind:
             raise Malformed(f"This is not the record of a {kind}.")
         made = from_map(record, fields)
-        if isinstance(made, Call):
-            _check_names(made)
+        _check_record(made)
         return made
 
     def _verified(self, context: str, flags: int, frame: bytes) -> bytes:
@@ -149,14 +192,47 @@ class Wire:
         return body
 
 
+def _check_record(made: object) -> None:
+    """Raise Malformed unless everything in a record that becomes part of a name has the form of one."""
+    if isinstance(made, Call):
+        _check_names(made)
+    elif isinstance(made, PackHeader):
+        _check_pack(made)
+    elif isinstance(made, BatchMeta):
+        layout.check_owner(made.call.id)
+        _check_parts(made.call)
+
+
+def _check_pack(pack: PackHeader) -> None:
+    layout.check_batch_id(pack.batch)
+    layout.payload(pack.input.sha256)
+    # Entries of other logs, or under other numbers, would not be seen by those who read the batch.
+    if layout.check_log(pack.log).partition(".")[0] != layout.root_log(pack.pack) or pack.pos >= MAX_ENTRIES:
+        raise Malformed(f"Entry {pack.pos} of the log {pack.log!r} is none of pack {pack.pack}.")
+    if not 0 < pack.count <= MAX_PACK_CALLS or pack.first >= MAX_INDEX or pack.run < 1:
+        raise Malformed(f"A pack holds 1 to {MAX_PACK_CALLS} calls from an index of 0 on, not {pack.count} from {pack.first} on.")
+    for calls in (pack.todo, *(charged.calls for charged in pack.charged)):
+        from_text(calls, pack.indices)
+    for held in pack.checkpoints:
+        from_text(str(held.index), pack.indices)
+        _check_checkpoint(layout.packed_call_id(pack.batch, held.index), held.checkpoint)
+
+
+def _check_checkpoint(call: str, checkpoint: Checkpoint) -> None:
+    layout.checkpoint(call, checkpoint.token, checkpoint.number)
+
+
 def _check_names(call: Call) -> None:
-    """Raise Malformed unless everything that becomes part of a name has the form of one."""
     layout.check_call_id(call.id)
+    _check_parts(call)
+
+
+def _check_parts(call: Call) -> None:
     for relative in (call.root, call.parent):
         if relative is not None and not layout.RELATIVE.fullmatch(relative):
             raise Malformed(f"{relative[:80]!r} is not the id of a call, or of a call in a batch.")
     if call.checkpoint is not None:
-        layout.checkpoint(call.id, call.checkpoint.token, call.checkpoint.number)
+        _check_checkpoint(call.id, call.checkpoint)
     spilled = (call.arguments.sha256,) if isinstance(call.arguments, Spill) else ()
     functions = () if call.function is None else (call.function,)
     for sha256 in (*functions, *call.ship, *spilled):
@@ -176,7 +252,7 @@ def _check_header(frame: bytes) -> int:
     if frame[:2] != MAGIC or len(frame) <= HEADER_BYTES:
         raise Malformed("The bytes are not a record of ai4s.jobq.")
     version, flags = frame[2], frame[3]
-    if version != VERSION or flags & ~(COMPRESSED | SIGNED):
+    if version != VERSION or flags & ~(COMPRESSED | SIGNED | PACK):
         raise Unfit(f"It is of format version {version}, flags {flags}; this process knows version {VERSION}. Update ai4s-jobq.")
     return flags
 

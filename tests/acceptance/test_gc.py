@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from projects import NewProject, Project, until
 
-from ai4s.jobq import ResultTimeout
+from ai4s.jobq import ResultGone, ResultTimeout
 from ai4s.jobq.layout import container_name
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.transports.local import LocalTransport
@@ -81,3 +81,43 @@ def test_an_idle_worker_removes_what_is_past_its_ttl(new: NewProject, way: str) 
         patch.setenv("PYTHONPATH", str(project.folder))
         with project.app.worker(concurrency=1):
             until(lambda: project.names("results/") == [])
+
+
+def test_an_old_batch_goes_whole_and_a_late_pack_of_it_runs_nothing(new: NewProject) -> None:
+    """A copy of its message comes to a worker that knows the batch already, and to one that does not."""
+    project = new(TASKS + "\n@app.task\ndef record(x):\n    note('ran', x)\n")
+    batch = project.task("record").map(range(20), pack=20)
+    (delivery,) = project.take()
+    project.give_back(delivery)
+    worker = project.worker("--concurrency", "1")
+    assert len(batch.results(timeout=60)) == 20
+    until(lambda: project.depth() == 0)
+    make_older(project, days=3)
+    assert project.app.gc(timedelta(days=2)).batches == 1
+    assert project.names("batches/") == [f"batches/{batch.id}/meta"]
+
+    project.send_text(delivery.body)
+    until(lambda: project.depth() == 0)
+    worker.kill()
+    project.send_text(delivery.body)
+    assert project.worker("--until-empty", "--concurrency", "1", ready=False).wait() == 0
+    assert project.depth() == 0
+    assert sorted(map(int, project.lines("ran"))) == list(range(20))
+    assert project.names("batches/") == [f"batches/{batch.id}/meta"]
+    assert project.dead_letters() == []
+    with pytest.raises(ResultGone):
+        batch.results(timeout=60)
+
+
+def test_an_idle_worker_removes_batches_that_are_past_its_ttl(new: NewProject) -> None:
+    """As it does with calls."""
+    project = new(TASKS, options="result_ttl=86_400")
+    batch = project.task("large").map([1, 2, LARGE])
+    assert project.worker("--until-empty", "--concurrency", "1", ready=False).wait() == 0
+    make_older(project, days=3)
+    assert batch.progress().done == 3
+    hurried = project.folder / "sitecustomize.py"
+    hurried.write_text("import ai4s.jobq.worker.tidying as tidying\ntidying.PAUSE_SECONDS = 0.05\n")
+    project.worker("--concurrency", "1", PYTHONPATH=str(project.folder))
+    until(lambda: project.names("batches/") == [f"batches/{batch.id}/meta"])
+    until(lambda: not project.names("values/"))

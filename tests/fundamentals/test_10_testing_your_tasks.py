@@ -61,6 +61,17 @@ def test_inline_mode_retries_without_waiting(jobq_inline: Callable[[App], App]) 
     assert fetch_flaky.delay().result() == 3
 
 
+def test_a_map_runs_at_once_too(jobq_inline: Callable[[App], App]) -> None:
+    """With all its outcomes there when it returns; what failed can be retried, and runs at once as well."""
+    jobq_inline(app)
+    batch = parse.map(["1,2.5", "x", "3"])
+
+    assert [outcome.index for outcome in batch.failures()] == [1]
+    assert batch.retry_failures() == 1
+    with parse.stream(["4"] * 3) as outcomes:
+        assert [outcome.value for outcome in outcomes] == [[4]] * 3
+
+
 def test_a_real_worker_for_the_length_of_a_test(jobq_place: Callable[[App], App], jobq_worker: Callable[..., object]) -> None:
     """`jobq_place` moves your app to an empty store of its own, `jobq_worker` starts a worker for it."""
     jobq_worker(jobq_place(app))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
-from ai4s.jobq import App, Handle, Task
+from ai4s.jobq import App, Handle, Stored, Task
 
 app = App("typing")
 
@@ -83,6 +83,27 @@ async def delayed_calls_in_async_programs() -> None:
 def handles_are_no_arguments() -> None:
     """Nor does a handle pass for its value."""
     square.delay(square.delay(3))  # type: ignore[arg-type]
+
+
+def stored_objects() -> None:
+    """`put` tells the truth about what it returns; `arg` passes for the object, where arguments are checked."""
+    ref = app.put("ada")
+
+    assert_type(ref, Stored[str])
+    assert_type(ref.get(), str)
+    assert_type(ref.sha256, str)
+    assert_type(ref.arg, str)
+    assert_type(describe.delay(ref.arg, loud=True), Handle[str])
+
+    describe.delay(ref)  # type: ignore[arg-type]
+    square.delay(ref.arg)  # type: ignore[arg-type]
+    ref.upper()  # type: ignore[attr-defined]
+
+
+async def stored_objects_in_async_programs() -> None:
+    """The twins' answers are the same."""
+    assert_type(await app.aput([1]), Stored[list[int]])
+    assert_type(await (await app.aput([1])).aget(), list[int])
 
 
 def configured_copies() -> None:

@@ -44,7 +44,8 @@ from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.letters import make_choice
 from ai4s.jobq.lifecycle import Preempted
 from ai4s.jobq.message import Call, Cause, Checkpoint, Failure, Spill, State
-from ai4s.jobq.submission import _submit_keyed
+from ai4s.jobq.options import CallOptions
+from ai4s.jobq.submission import Order, _submit_keyed
 from ai4s.jobq.transports.local import LocalTransport
 from ai4s.jobq.transports.local.store import LocalStore
 from ai4s.jobq.worker.executors import Ending
@@ -107,7 +108,8 @@ def asking_with_key(world: World, *, rerun_failed: bool = True) -> Callable[[Led
     client = letters_of(world)._client
 
     async def ask(ledger: Ledger) -> Handle[Any]:
-        return await _submit_keyed(client, ledger, KEYED, ledger.send, rerun_failed=rerun_failed)
+        order = Order(KEYED, (), CallOptions(rerun_failed=rerun_failed), expires_seconds=None)
+        return await _submit_keyed(client, ledger, KEYED, ledger.send, order=order)
 
     return ask
 

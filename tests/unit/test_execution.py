@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from ai4s.jobq.app import App
+from ai4s.jobq.client import Client
 from ai4s.jobq.codec import codec_named
 from ai4s.jobq.errors import JobQError, Retry
 from ai4s.jobq.failures import exception_of
@@ -24,8 +26,20 @@ from ai4s.jobq.message import Call, Cause, Failure, Outcome, Pool, Spill, State
 from ai4s.jobq.payload import function_payload
 from ai4s.jobq.retry import RetryPolicy
 from ai4s.jobq.running import RunningCall, current, current_or_none
+from ai4s.jobq.stored import Stored
 from ai4s.jobq.worker.execution import Desk, Execution, Functions
-from ai4s.jobq.worker.jobs import LENGTH_BYTES, MAX_INLINE_BYTES, Answer, Job, Kind, Load, Report, Save, from_body, to_frame
+from ai4s.jobq.worker.jobs import (
+    LENGTH_BYTES,
+    MAX_INLINE_BYTES,
+    Answer,
+    Fetch,
+    Job,
+    Kind,
+    Report,
+    Request,
+    from_body,
+    to_frame,
+)
 
 APP = App("proj")
 CLOUDPICKLE, MSGPACK = codec_named("cloudpickle"), codec_named("msgpack")
@@ -109,6 +123,33 @@ def many_bytes(n: int) -> bytes:
 
 
 @APP.task
+def ones(n: int) -> Any:
+    """Return an array."""
+    return np.ones(n)
+
+
+@APP.task
+def zero_first(array: Any) -> float:
+    """Change an argument."""
+    array[0] = 0
+    return float(array.sum())
+
+
+@APP.task
+async def slowly_zero_first(array: Any) -> float:
+    """Change an argument, on a loop."""
+    await asyncio.sleep(0)
+    array[0] = 0
+    return float(array.sum())
+
+
+@APP.task
+def throw_named(data: bytes) -> None:
+    """Raise what is in these bytes."""
+    raise pickle.loads(data)[0]
+
+
+@APP.task
 def who() -> RunningCall:
     """Return what the call knows of itself."""
     return current()
@@ -155,7 +196,7 @@ def job(function: Any, *args: object, folder: Path | None = None, **kwargs: obje
     return Job(3, call, *(str((folder or Path("/nonexistent")) / name) for name in ("3.out", "3.checkpoint")))
 
 
-def _unasked(request: Callable[[int], Save | Load]) -> Answer:
+def _unasked(request: Callable[[int], Request]) -> Answer:
     raise AssertionError(f"nobody saves anything here, and yet: {request(1)}")
 
 
@@ -200,6 +241,104 @@ def test_a_value_as_large_as_a_frame_may_be_comes_in_it(tmp_path: Path) -> None:
     report = ran(job(many_bytes, MAX_INLINE_BYTES - 100, folder=tmp_path))
     assert report.value is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_array_comes_as_a_file(tmp_path: Path) -> None:
+    """Piece by piece, and as large as it is."""
+    report = ran(job(ones, 1_000_000, folder=tmp_path))
+    assert report == Report(3, Kind.RETURNED, seconds=report.seconds)
+    assert np.array_equal(CLOUDPICKLE.loads((tmp_path / "3.out").read_bytes()), np.ones(1_000_000))
+
+
+def spilled(what: Job, folder: Path) -> Job:
+    """The job with its arguments in a file."""
+    data = what.call.arguments
+    assert isinstance(data, bytes)
+    (path := folder / "3.in").write_bytes(data)
+    return replace(what, call=replace(what.call, arguments=Spill(len(data), sha256_of(data))), arguments_path=str(path))
+
+
+@pytest.mark.parametrize("name", ["zero_first", "slowly_zero_first"])
+def test_arguments_in_a_file_may_be_changed_by_the_task(name: str, tmp_path: Path) -> None:
+    """In its memory; the file, which is mapped and not read, stays as it was."""
+    what = spilled(job(APP.tasks[f"test_execution.{name}"], np.ones(1_000_000), folder=tmp_path), tmp_path)
+    before = (tmp_path / "3.in").read_bytes()
+    assert CLOUDPICKLE.loads(ran(what).value or b"") == 999_999.0
+    assert (tmp_path / "3.in").read_bytes() == before
+
+
+def test_plain_data_in_a_file_is_read(tmp_path: Path) -> None:
+    """By the safe codec too."""
+    assert MSGPACK.loads(ran(spilled(job(safely_add, 3, y=4), tmp_path)).value or b"") == 7
+
+
+def test_a_function_that_holds_a_large_array_is_rebuilt(tmp_path: Path) -> None:
+    """Its payload is no plain pickle."""
+    weights = np.ones(100_000)
+    (path := tmp_path / "function").write_bytes(payload := function_payload(lambda: float(weights.sum()), RetryPolicy()))
+    call = replace(CALL, function=sha256_of(payload), task="<lambda>", arguments=CLOUDPICKLE.dumps(((), {})).data)
+    assert CLOUDPICKLE.loads(ran(replace(job(add), call=call, function_path=str(path))).value or b"") == 100_000.0
+
+
+def stored(value: object, folder: Path) -> tuple[Stored[Any], Path]:
+    """A value that was put, and its file."""
+    data = CLOUDPICKLE.dumps(value).data
+    (path := folder / "stored").write_bytes(data)
+    return Stored(Client("proj", f"local://{folder}", None), sha256_of(data), len(data)), path
+
+
+@pytest.mark.parametrize("function", [add, slowly_add], ids=["plain", "async"])
+def test_a_stored_argument_is_the_object(function: Any, tmp_path: Path) -> None:
+    """The supervisor is asked for its file, once in a process."""
+    ref, path = stored(5, tmp_path)
+    asked: list[Any] = []
+
+    def answer(request: Callable[[int], Any]) -> Answer:
+        asked.append(request(1))
+        return Answer(1, done=True, path=str(path))
+
+    execution = Execution(Functions(APP.tasks), Desk("w1", answer))
+    for y in (1, 2):
+        what = job(function, ref, y=y)
+        report = asyncio.run(execution.arun(what)) if function is slowly_add else execution.run(what)
+        assert CLOUDPICKLE.loads(report.value or b"") == 5 + y
+    assert asked == [Fetch(3, 1, ref.sha256, ref.size)]
+
+
+@pytest.mark.parametrize("function", [add, slowly_add], ids=["plain", "async"])
+@pytest.mark.parametrize(
+    ("answer", "kind", "python"),
+    [
+        (Answer(1, done=False, problem="It is missing."), Kind.RAISED, None),
+        (Answer(1, done=False), Kind.HINDERED, None),
+        (Answer(1, done=True, path="/nonexistent"), Kind.HINDERED, None),
+        (Answer(1, done=True, path="{path}"), Kind.UNFIT, "2.7"),
+    ],
+    ids=["gone", "hindered", "removed again and again", "another Python"],
+)
+def test_a_stored_argument_that_cannot_be_had_is_told(
+    function: Any, answer: Answer, kind: Kind, python: str | None, tmp_path: Path
+) -> None:
+    """It fails its call only if it is gone for good: else the call goes back, or to a worker of its Python."""
+    ref, path = stored(5, tmp_path)
+    ref = replace(ref, python=python)
+    answer = replace(answer, path=answer.path and answer.path.format(path=path))
+    execution = Execution(Functions(APP.tasks), Desk("w1", lambda request: answer))
+    what = job(function, [ref])
+    report = asyncio.run(execution.arun(what)) if function is slowly_add else execution.run(what)
+    assert report.kind is kind
+    assert report.failure is not None
+    assert report.failure.cause is Cause.REFUSED
+    assert not report.retryable
+
+
+def test_an_exception_that_names_an_object_is_reported_as_any(tmp_path: Path) -> None:
+    """To see that it survives pickling, its names are not resolved."""
+    ref, _ = stored(5, tmp_path)
+    data = codec_named("cloudpickle").dumps((OnlyHere(ref),)).data
+    failure = failed(ran(job(throw_named, data)))
+    assert failure.type.endswith("OnlyHere")
+    assert failure.exception is not None
 
 
 def test_a_larger_value_comes_as_a_file(tmp_path: Path) -> None:

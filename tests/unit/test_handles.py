@@ -377,6 +377,23 @@ def test_a_handle_of_what_is_no_string_is_refused(app: App, call_id: Any) -> Non
         app.handle(call_id)
 
 
+def test_a_call_of_a_batch_is_found_by_its_id(app: App) -> None:
+    """`<batch>.<index>`: it is what the batch gives."""
+    batch = step.map([1, 2, 3], batch="campaign-1")
+    handle = app.handle("campaign-1.2")
+
+    assert handle == batch.handle(2)
+    assert handle.id == "campaign-1.2"
+    assert handle.status() == "pending"
+
+
+@pytest.mark.parametrize("call_id", ["campaign-1", "campaign-1.x", "campaign-1.-2", ".2", "a/b.2", "x" * 61 + ".2", "", "key-1"])
+def test_what_is_no_id_is_refused(app: App, call_id: str) -> None:
+    """With an error that says what ids look like."""
+    with pytest.raises(DeclarationError, match=r"<batch>\.<index>|A batch's name is 1 to 60"):
+        app.handle(call_id)
+
+
 def test_a_handle_is_no_id(app: App) -> None:
     """The error names its type, and what to pass."""
     with pytest.raises(DeclarationError, match=r"handle\.id says; got Handle"):

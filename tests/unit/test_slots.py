@@ -243,6 +243,24 @@ async def test_who_waits_here_takes_room() -> None:
     await runs.end()
 
 
+async def test_little_room_is_not_worth_a_request() -> None:
+    """While calls wait here, no more are fetched until half of what is held ahead is worked off."""
+    slots = made(process=2)
+    slots.took(Pool.PROCESS, 0.001)
+    runs = Runs(slots)
+    for _ in range(2 + MAX_AHEAD):
+        runs.start()
+    await settle()
+    rooms = []
+    for event in runs.ends[: 2 + MAX_AHEAD]:
+        event.set()
+        await settle()
+        rooms.append(slots.room())
+    assert rooms[: MAX_AHEAD // 2] == [0] * (MAX_AHEAD // 2 - 1) + [MAX_RECEIVE]
+    assert set(rooms[MAX_AHEAD // 2 :]) == {MAX_RECEIVE}
+    await runs.end()
+
+
 async def test_room_is_that_of_the_pools_in_play() -> None:
     """Two hundred idle coroutine slots are no room until a coroutine task is known."""
     slots = made(process=2)

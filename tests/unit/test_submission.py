@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from storage_spy import Crash, blobs, calls, counted, crash_after, crash_before, depth
 
-from ai4s.jobq import App, Handle, HandleAsArgument, KeyConflict, NotSerializable, ResultGone
+from ai4s.jobq import App, Handle, HandleAsArgument, KeyConflict, NotSerializable, ResultGone, spill
+from ai4s.jobq.codec import codec_named
+from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Spill
 from ai4s.jobq.payload import python_minor
 from ai4s.jobq.running import RunningCall, running
@@ -229,6 +232,28 @@ def test_large_arguments_lie_beside_the_message(app: App) -> None:
     assert blobs(app) == [f"args/{handle.id}"]
 
 
+def test_large_arrays_lie_beside_the_message(app: App) -> None:
+    """As they were, from where they lay; without them, no message."""
+    with pytest.raises(Crash), crash_before(app, "put"):
+        step.delay(np.arange(100_000))
+    assert depth(app) == 0
+    handle = step.delay(np.arange(100_000), y=b"x" * 300_000)
+
+    [call] = calls(app)
+    assert call.arguments == spill_of(app, f"args/{handle.id}")
+
+
+def spill_of(app: App, name: str) -> Spill:
+    """What would be said of a blob."""
+
+    async def read(ledger: Ledger) -> Spill:
+        blob = await (await ledger.store()).get(name)
+        assert blob is not None
+        return await spill.digest(blob.data)
+
+    return app.client.run(read)
+
+
 def test_a_plain_call_is_one_request(app: App) -> None:
     """The first call also makes queue and container; from then on each is a single message."""
     step.delay()
@@ -438,6 +463,22 @@ def test_a_key_goes_with_large_arguments(app: App) -> None:
     assert depth(app) == 1
     with pytest.raises(KeyConflict):
         keyed(large + b"x")
+
+
+def test_a_key_goes_with_large_arrays(app: App) -> None:
+    """They are never put together, and yet compared; after a crash the same arguments are sent, and no others."""
+    large = np.arange(100_000)
+    with pytest.raises(Crash), crash_before(app, "send"):
+        keyed(large)
+    with pytest.raises(KeyConflict):
+        keyed(large + 1)
+    assert keyed(large) == keyed(large.copy())
+
+    [call] = calls(app)
+    assert isinstance(call.arguments, Spill)
+    [name] = blobs(app, "args/")
+    sent = app.client.run(lambda ledger: spill.fetch(ledger._store, name, call.arguments))
+    assert np.array_equal(codec_named("cloudpickle").loads(sent)[0][0], large)
 
 
 def test_a_crash_between_claim_and_send_is_mended(app: App) -> None:

@@ -390,11 +390,11 @@ def test_it_costs_listings_and_deletions(app: App) -> None:
     app.client.run(end_many)
     with later(app), counted(app) as requests:
         assert app.gc(timedelta(days=2)).calls == 200
-    # Outcomes, values, checkpoints, arguments, retries, dead letters of the queue; tombstones of two kinds, and workers.
-    assert requests == {"delete": 200, "list": 9}
+    # Outcomes, values, checkpoints, arguments, retries, dead letters of the queue; batches; tombstones of two kinds, and workers.
+    assert requests == {"delete": 200, "list": 10}
     with later(app), counted(app) as requests:
         app.gc(timedelta(days=2))
-    assert requests == {"list": 4}
+    assert requests == {"list": 5}
 
 
 # Whatever goes wrong.

@@ -255,6 +255,142 @@ def test_an_inline_call_of_a_task_that_nobody_declared_says_so(jobq_inline: Call
     stray.close()
 
 
+# maps inline
+
+
+@app.task(retries=1)
+def shaky(x: int, *, threads: bool = False) -> tuple[int, int, str]:
+    if x == 3 and current().attempt == 1:
+        raise ConnectionError("not yet")
+    if x == 5:
+        raise KeyError("five")
+    return x, current().attempt, current().id
+
+
+@app.task(vector=4)
+def halves(xs: list[int]) -> list[float]:
+    if 7 in xs:
+        raise ValueError("seven")
+    return [x / 2 for x in xs]
+
+
+@app.task
+def map_within(x: int) -> str:
+    batch = square.map(range(x))
+    return f"{current().attempt} {batch.id}"
+
+
+@app.task
+def step_by_step(x: int) -> int:
+    checkpoint = current().checkpoint
+    last = checkpoint.load(default=0)
+    if last < x:
+        checkpoint.save(last + 1)
+        raise ConnectionError("one step at a time")
+    return int(last)
+
+
+def test_an_inline_map_runs_its_calls_at_once(jobq_inline: Callable[[App], App]) -> None:
+    """In this process, with retries, and with an outcome for each, which is there when `map` returns."""
+    jobq_inline(app)
+    batch = shaky.map(range(8))
+
+    assert depth(app) == 0
+    assert batch.progress().done == 8
+    found = batch.results(on_error="return")
+    assert [value for value in found if isinstance(value, tuple)] == [
+        (x, 2 if x == 3 else 1, f"{batch.id}.{x}") for x in range(8) if x != 5
+    ]
+    assert isinstance(found[5], KeyError)
+    assert batch.handle(3).result()[1] == 2
+    assert next(iter(app.batch(batch.id).as_completed())).worker == "inline"
+
+
+def test_an_inline_map_may_be_large(jobq_inline: Callable[[App], App]) -> None:
+    """Many packs, and arguments and values that lie in blobs of their own."""
+    jobq_inline(app)
+    large = b"0123456789" * 50_000
+
+    assert list(square.map(range(3_000))) == [x * x for x in range(3_000)]
+    assert list(app.task(lambda data, times: data * times).map([large, b"", large], kwargs={"times": 2})) == [
+        large * 2,
+        b"",
+        large * 2,
+    ]
+    assert list(app.task(lambda x, data: x + len(data)).map(range(3), kwargs={"data": large})) == [500_000, 500_001, 500_002]
+
+
+def test_inline_vectors_get_lists(jobq_inline: Callable[[App], App]) -> None:
+    """And one bad item fails alone."""
+    jobq_inline(app)
+    found = halves.map(range(12)).results(on_error="return")
+
+    assert [value for index, value in enumerate(found) if index != 7] == [x / 2 for x in range(12) if x != 7]
+    assert isinstance(found[7], ValueError)
+
+
+async def test_inline_maps_go_with_async_programs(jobq_inline: Callable[[App], App]) -> None:
+    """Tasks of either kind, where a loop runs already."""
+    jobq_inline(app)
+
+    assert await (await twice.amap(range(5))) == [0, 2, 4, 6, 8]
+    assert list(twice.map(range(5))) == [0, 2, 4, 6, 8]
+    assert [value async for value in await square.amap(range(5))] == [0, 1, 4, 9, 16]
+    batch = await shaky.amap([5, 1])
+    assert await batch.aretry_failures() == 1
+    assert [outcome.index for outcome in await batch.afailures()] == [0]
+
+
+def test_inline_failures_are_retried_at_once(jobq_inline: Callable[[App], App], tmp_path: Path) -> None:
+    """From the batch, and from its dead letter."""
+    jobq_inline(app)
+    path = tmp_path / "mended"
+
+    def read(index: int) -> str:
+        return path.read_text() + str(index)
+
+    batch = app.task(read).map(range(3))
+    assert [type(outcome.error) for outcome in batch.failures()] == [FileNotFoundError] * 3
+    assert batch.retry_failures() == 3
+    (letter,) = app.dead_letters.list()
+    assert (letter.id, letter.failures, letter.run) == (batch.id, 3, 2)
+
+    path.write_text("x")
+    assert app.dead_letters.retry(batch.id).batches == [batch]
+    assert list(batch) == ["x0", "x1", "x2"]
+    assert app.dead_letters.list() == []
+
+
+def test_an_inline_task_may_map(jobq_inline: Callable[[App], App]) -> None:
+    """Its calls run within it; afterwards it is still the one that runs."""
+    jobq_inline(app)
+    (told,) = map_within.map([4])
+    attempt, batch = told.split()
+
+    assert attempt == "1"
+    assert list(app.batch(batch)) == [0, 1, 4, 9]
+
+
+def test_inline_checkpoints_are_those_of_their_call(jobq_inline: Callable[[App], App]) -> None:
+    """Of several calls of one map none finds another's."""
+    jobq_inline(app)
+    steps = app.task(step_by_step.function, name="steps", retries=5)
+
+    assert list(steps.map([3, 0, 2, 4])) == [3, 0, 2, 4]
+
+
+def test_an_inline_map_of_a_task_that_nobody_declared_says_so(jobq_inline: Callable[[App], App]) -> None:
+    """As for single calls."""
+    jobq_inline(app)
+    stray = App(app.name, app.client.url)
+    stray.task(name="stray-map")(square.function)
+    stray.client.instead = app.client.instead
+
+    with pytest.raises(JobQError, match="the app has no such task"):
+        stray.tasks["stray-map"].map([3])
+    stray.close()
+
+
 # places
 
 signed = App("signed-tests", signing_keys=["a key that is long enough"])

@@ -376,7 +376,7 @@ def test_what_is_not_ours_is_not_even_decoded(keys: tuple[str, ...], monkeypatch
 LATER_VERSIONS = {
     "a later version": frame(call_map(), version=2),
     "version 0": frame(call_map(), version=0),
-    "an unknown flag": frame(call_map(), flags=4),
+    "an unknown flag": frame(call_map(), flags=8),
     "all flags": frame(call_map(), flags=0xFF),
     "an unknown field": frame(call_map(successors=["x"])),
     "a field that is spoken for": frame(call_map(checkpoint={"name": "x"})),

@@ -11,26 +11,24 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, SignatureInvalid, Unfit, Unreachable
-from ..ledger import Ledger
 from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Raised, Retry, Succeeded, decide
-from ..message import Cause, Failure
+from ..message import Cause, Failure, PackHeader
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
 from .checkpoints import Checkpoints, opened_checkpoints
-from .duties import Duties
-from .executors import Ending, Executors, Work
-from .interruptions import Interruptions
+from .executors import Ending, Work
 from .jobs import Kind, Report
-from .lease import Lease, LeaseKeeper
-from .orders import Orders
-from .scratch import JobFiles, Scratch
+from .lease import Lease
+from .pack import PackDelivery, Packs
+from .scratch import JobFiles
 from .settlement import Attempt, Settlement, refused, told
-from .slots import Closed, Slots
+from .slots import Closed
+from .workshop import Workshop
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -41,28 +39,20 @@ CROWDED_DELAY_SECONDS = 0.3
 """How long a call goes back that came along with others while its own pool was full."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What attempts work with."""
-
-    ledger: Ledger
-    executors: Executors
-    slots: Slots
-    scratch: Scratch
-    leases: LeaseKeeper
-    interruptions: Interruptions
-    orders: Orders
-
-
 class Attempts:
     """Runs deliveries to their settlement. One instance for a worker; `run` is called once for each delivery, many at a time."""
 
-    def __init__(self, workshop: Workshop, duties: Duties) -> None:
+    def __init__(self, workshop: Workshop) -> None:
         self._ledger, self._executors, self._slots = workshop.ledger, workshop.executors, workshop.slots
-        self._scratch, self._leases, self._duties = workshop.scratch, workshop.leases, duties
+        self._scratch, self._leases, self._duties = workshop.scratch, workshop.leases, workshop.duties
         self._interruptions, self._orders = workshop.interruptions, workshop.orders
-        self._settlement = Settlement(workshop.ledger, duties.worker, workshop.leases.clock)
+        self._settlement = Settlement(workshop.ledger, workshop.duties.worker, workshop.leases.clock)
         self.counts = self._settlement.counts
+        self._packs = Packs(workshop, self._settlement, self.counts)
+
+    def running_batches(self) -> Mapping[str, int]:
+        """How many calls of each batch run now."""
+        return self._packs.running()
 
     async def run(self, queue: Queue, queue_name: str, delivery: Delivery) -> None:
         """Work on one delivery. Storage faults that outlast the lease leave the message to its next delivery."""
@@ -70,7 +60,9 @@ class Attempts:
             async with self._leases.hold(queue, delivery) as lease:
                 with self._slots.arriving():
                     attempt = await self._unseal(queue_name, delivery, lease)
-                if attempt is not None:
+                if isinstance(attempt, PackDelivery):
+                    await self._packs.run(attempt)
+                elif attempt is not None:
                     await self._work(attempt)
         except LeaseLost:
             self.counts.lost += 1
@@ -87,20 +79,24 @@ class Attempts:
 
     # unseal
 
-    async def _unseal(self, queue_name: str, delivery: Delivery, lease: Lease) -> Attempt | None:
-        """The call in the message; None if it holds none and has been settled."""
+    async def _unseal(self, queue_name: str, delivery: Delivery, lease: Lease) -> Attempt | PackDelivery | None:
+        """The call or the pack in the message; None if it holds none and has been settled."""
         try:
-            call = self._ledger.wire.unseal_call(delivery.body, queue_name)
+            call = self._ledger.wire.unseal_message(delivery.body, queue_name)
             if call.queue != queue_name:
-                raise Malformed(f"The call belongs on the queue {call.queue[:60]!r}, and lay on {queue_name!r}.")
+                raise Malformed(f"The message belongs on the queue {call.queue[:60]!r}, and lay on {queue_name!r}.")
         except Unfit as exc:
             await self._settlement.refuse_unread(queue_name, delivery, lease, exc)
             return None
         except (Malformed, SignatureInvalid) as exc:
             await self._settlement.bury_unread(queue_name, delivery, lease, exc)
             return None
+        if isinstance(call, PackHeader):
+            return PackDelivery(call, delivery, lease)
         known = self._duties.tasks.get(call.task) if call.function is None else None
-        return Attempt(replace(call, pool=known or call.pool), delivery, lease, secrets.token_hex(8))
+        if known not in (None, call.pool):
+            call = replace(call, pool=known)
+        return Attempt(call, delivery, lease, secrets.token_hex(8))
 
     # admit
 
@@ -152,7 +148,8 @@ class Attempts:
             async with opened_checkpoints(self._ledger, attempt, files.checkpoint) as checkpoints:
                 began = self._leases.clock()
                 happening = await self._outcome_of(attempt, files, checkpoints)
-                attempt = replace(attempt, call=await checkpoints.finish())
+                call = await checkpoints.finish()
+                attempt = attempt if call is attempt.call else replace(attempt, call=call)
             # Settling needs the value's file, and holds the slot: what is not durable is not done.
             await self._settlement.settle(attempt, happening, ran_from=began)
 
@@ -185,20 +182,23 @@ class Attempts:
         if attempt.redelivered:
             # As late as can be: what fails before is the storage's fault, and must not look like a death.
             await self._mark(attempt)
+        serve = self._scratch.serving(checkpoints.serve, attempt.lease.patiently)
         with self._interruptions.watched(call) as stop:
-            ending = await self._executors.run(Work(job, tuple(shipped), stop, checkpoints.serve))
-        return await self._as_happening(attempt, ending, files.value)
+            ending = await self._executors.run(Work(job, tuple(shipped), stop, serve))
+        inline = isinstance(ending, Report) and ending.value is not None and isinstance(call.arguments, bytes)
+        files.none_made = inline and not checkpoints.asked
+        return await self._as_happening(attempt, ending, files)
 
-    async def _as_happening(self, attempt: Attempt, ending: Ending, value: Path) -> Happening:
+    async def _as_happening(self, attempt: Attempt, ending: Ending, files: JobFiles) -> Happening:
         if isinstance(ending, Report) and ending.kind is Kind.HINDERED and ending.failure is not None:
-            log.error("Call %s goes back, since its value could not be written: %s", attempt.call.id, told(ending.failure))
+            log.error("Call %s goes back, since this machine hindered it: %s", attempt.call.id, told(ending.failure))
             ending = Hindered()
         self.counts.hindered = self.counts.hindered + 1 if isinstance(ending, Hindered) else 0
         if not isinstance(ending, Report):
             return ending
         self._slots.took(attempt.call.pool, ending.seconds)
         if ending.kind is Kind.RETURNED:
-            data = value if ending.value is None else ending.value
+            data = files.value if ending.value is None else ending.value
             try:
                 kept = await attempt.lease.patiently(lambda: self._ledger.keep_value(attempt.call.id, attempt.token, data))
             except OSError as exc:  # charged, since the task has run, and may have made its own file unreadable

@@ -44,9 +44,12 @@ class Checkpoints:
         self._ledger, self._attempt, self._path = ledger, attempt, path
         self._number = 0
         self._naming: asyncio.Task[None] | None = None
+        self.asked = False
+        """Whether there was any request, and so perhaps a file."""
 
     async def serve(self, request: Save | Load) -> Answer:
         """Save what lies at the path, or put the last checkpoint there."""
+        self.asked = True
         try:
             if isinstance(request, Load):
                 return await self._load(request)
@@ -85,7 +88,7 @@ class Checkpoints:
         self._naming = asyncio.create_task(self._name(made))
         await asyncio.shield(self._naming)
         if older is not None:
-            await drop_checkpoint(self._ledger, self.call, older)
+            await drop_checkpoint(self._ledger, self.call.id, older)
 
     async def _name(self, made: Checkpoint) -> None:
         attempt, lease, newer = self._attempt, self._attempt.lease, replace(self.call, checkpoint=made)

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -27,8 +27,24 @@ from typing import Any
 from ..errors import ConfigurationError, JobQError
 from ..message import Pool
 from ..printable import redacted
+from .chunks import ChunkRun
 from .execution import Desk, Execution, Functions
-from .jobs import LENGTH_BYTES, Answer, Cancel, ChildSetup, Job, Load, Notice, Ready, Report, Save, from_body, to_frame
+from .jobs import (
+    LENGTH_BYTES,
+    Answer,
+    Cancel,
+    ChildSetup,
+    Chunk,
+    Job,
+    Notice,
+    Ready,
+    Recall,
+    Recalled,
+    Report,
+    Request,
+    from_body,
+    to_frame,
+)
 from .registry import load, ready
 
 PR_SET_PDEATHSIG = 1
@@ -53,15 +69,15 @@ class Channel:
         body = self._file.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
         return from_body(body) if body else None
 
-    def send(self, message: Ready | Report | Save | Load) -> None:
+    def send(self, message: Ready | Report | Recalled | Request) -> None:
         """Send one message."""
         with self._lock:
             self._connection.sendall(to_frame(message))
 
-    def ask(self, request: Callable[[int], Save | Load]) -> Answer:
+    def ask(self, request: Callable[[int], Request]) -> Answer:
         """Send a request, made of its number, and wait for its answer. Raises JobQError in a fork, where none would come."""
         if os.getpid() != self._process:
-            raise JobQError("A checkpoint is for the process that runs the task, and not for a fork of it.")
+            raise JobQError("Checkpoints and stored objects are for the process that runs the task, and not for a fork of it.")
         number = next(self._requests)
         answer = self._asked[number] = Future()
         self.send(request(number))
@@ -133,13 +149,13 @@ def _guard_process_group(connection: socket.socket, watched: int) -> None:
 
 def _serve_jobs(channel: Channel, execution: Execution) -> None:
     """Run jobs one after the other on the main thread, where signals and most libraries want to be."""
-    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[Job | ChunkRun | None] = queue.SimpleQueue()
     busy = threading.Event()
     reading = partial(_read_jobs, channel, execution, jobs, busy)
     threading.Thread(target=reading, name="jobq-reader", daemon=True).start()
     process = os.getpid()
     while (job := jobs.get()) is not None:
-        report = execution.run(job)
+        report = job.run() if isinstance(job, ChunkRun) else execution.run(job)
         if os.getpid() != process:
             os._exit(0)  # the task forked, and this is the copy: one report is enough, and nobody will talk to it
         # Before the report: once it has it, the supervisor may close the socket, and that must not look like its death.
@@ -147,17 +163,30 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
         channel.send(report)
 
 
-def _read_jobs(channel: Channel, execution: Execution, jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:
+Jobs = queue.SimpleQueue[Job | ChunkRun | None]
+
+
+def _read_jobs(channel: Channel, execution: Execution, jobs: Jobs, busy: threading.Event) -> None:
+    chunk: ChunkRun | None = None
     while (message := channel.receive()) is not None:
-        if isinstance(message, Job):
+        if isinstance(message, Job | Chunk):
             busy.set()
-            jobs.put(message)
+            job = ChunkRun(message, execution) if isinstance(message, Chunk) else message
+            chunk = job if isinstance(job, ChunkRun) else None
+            jobs.put(job)
+        elif isinstance(message, Recall):
+            _recall(channel, chunk, message)
         else:
             _take(message, channel, execution)
     if busy.is_set():
         # Nobody is left to take the report; what the task started goes with it.
         os.killpg(0, signal.SIGKILL)
     jobs.put(None)
+
+
+def _recall(channel: Channel, chunk: ChunkRun | None, message: Recall) -> None:
+    if chunk is not None and chunk.chunk.number == message.number:
+        channel.send(Recalled(message.number, chunk.take_back()))
 
 
 def _take(message: Notice | Answer, channel: Channel, execution: Execution) -> None:
@@ -180,7 +209,7 @@ async def _serve_loop(channel: Channel, execution: Execution, capacity: int) -> 
 
 def _read_for_loop(channel: Channel, loop: asyncio.AbstractEventLoop, server: _LoopServer, ended: asyncio.Event) -> None:
     while (message := channel.receive()) is not None:
-        if isinstance(message, Job | Cancel):
+        if isinstance(message, Job | Chunk | Cancel | Recall):
             loop.call_soon_threadsafe(server.take, message)
         else:
             _take(message, channel, server.execution)
@@ -192,32 +221,43 @@ class _LoopServer:
 
     def __init__(self, channel: Channel, execution: Execution, threads: ThreadPoolExecutor) -> None:
         self.running: dict[int, asyncio.Task[None]] = {}
+        self._chunks: dict[int, ChunkRun] = {}
         self._on_threads: set[int] = set()
         self._channel, self.execution, self._threads = channel, execution, threads
 
-    def take(self, message: Job | Cancel) -> None:
-        """Begin a job, or cancel one."""
-        if isinstance(message, Job):
+    def take(self, message: Job | Chunk | Cancel | Recall) -> None:
+        """Begin a job, or cancel one, or take back what is left of it."""
+        if isinstance(message, Recall):
+            _recall(self._channel, self._chunks.get(message.number), message)
+        elif isinstance(message, Job | Chunk):
             self.running[message.number] = asyncio.create_task(self._run(message))
         elif message.number in self.running and message.number not in self._on_threads:
             # A thread cannot be stopped: either it ends in time by itself, or this process is ended.
             self.running[message.number].cancel()
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job | Chunk) -> None:
         try:
+            run, arun = self._ways(job)
             if job.call.pool is Pool.THREAD:
                 self._on_threads.add(job.number)
-                loop = asyncio.get_running_loop()
-                report = await loop.run_in_executor(self._threads, self.execution.run, job)
+                report = await asyncio.get_running_loop().run_in_executor(self._threads, run)
             else:
-                report = await self.execution.arun(job)
+                report = await arun()
             self._channel.send(report)
         except BaseException:  # noqa: BLE001  # a job without a report would be waited for, for ever
             traceback.print_exc()
             os._exit(REPORT_LOST)
         finally:
             del self.running[job.number]
+            self._chunks.pop(job.number, None)
             self._on_threads.discard(job.number)
+
+    def _ways(self, job: Job | Chunk) -> tuple[Callable[[], Report], Callable[[], Coroutine[Any, Any, Report]]]:
+        """How to run it: on a thread, and as a coroutine."""
+        if isinstance(job, Job):
+            return partial(self.execution.run, job), partial(self.execution.arun, job)
+        chunk = self._chunks[job.number] = ChunkRun(job, self.execution)
+        return chunk.run, chunk.arun
 
 
 if __name__ == "__main__":

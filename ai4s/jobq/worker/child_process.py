@@ -25,13 +25,15 @@ from .jobs import (
     Answer,
     Cancel,
     ChildSetup,
+    Chunk,
     Frame,
     Job,
-    Load,
     Notice,
     Ready,
+    Recall,
+    Recalled,
     Report,
-    Save,
+    Request,
     from_body,
     to_frame,
 )
@@ -55,7 +57,13 @@ class ChildDied(Exception):
         self.on_purpose, self.jobs = on_purpose, jobs
 
 
-Serve = Callable[[Save | Load], Awaitable[Answer]]
+Serve = Callable[[Request], Awaitable[Answer]]
+Hear = Callable[[int], None]
+"""Told how many calls of a chunk, from its end, will not be run."""
+
+
+def ignore(count: int) -> None:
+    """Hears what does not matter: a job has nothing to take back."""
 
 
 @dataclass(slots=True)
@@ -64,6 +72,7 @@ class _Running:
 
     report: asyncio.Future[Report]
     serve: Serve
+    recalled: Hear
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -122,12 +131,12 @@ class Child:
         """Whether it can still be given jobs."""
         return self._serving is not None and not self._serving.done() and not self._killed
 
-    async def run(self, job: Job, serve: Serve) -> Report:
+    async def run(self, job: Job | Chunk, serve: Serve, recalled: Hear = ignore) -> Report:
         """Have a job run, and its requests served; raises ChildDied if the process ends first.
 
         Cancelling this leaves the job running.
         """
-        running = _Running(asyncio.get_running_loop().create_future(), serve)
+        running = _Running(asyncio.get_running_loop().create_future(), serve, recalled)
         self._jobs[job.number] = running
         try:
             if not self.alive:
@@ -143,7 +152,12 @@ class Child:
         if self.alive:
             self._writer.write(to_frame(notice))
 
-    def cancel(self, job: Job) -> None:
+    def recall(self, number: int) -> None:
+        """Have a chunk give back what has not begun, if it runs here."""
+        if self.alive and number in self._jobs:
+            self._writer.write(to_frame(Recall(number)))
+
+    def cancel(self, job: Job | Chunk) -> None:
         """Ask a child with an event loop to cancel a job."""
         if self.alive:
             self._writer.write(to_frame(Cancel(job.number)))
@@ -222,9 +236,12 @@ class Child:
             log.exception("A child process said something that makes no sense; it is ended.")
 
     def _take(self, message: Frame) -> None:
-        assert isinstance(message, Report | Save | Load)
+        assert isinstance(message, Report | Recalled | Request)
         running = self._jobs.get(message.number)
-        if running is None or running.report.done():
+        if isinstance(message, Recalled):
+            if running is not None:
+                running.recalled(message.count)
+        elif running is None or running.report.done():
             if not isinstance(message, Report):
                 self._answer(Answer(message.request, done=False))  # of a job that is over; its thread waits all the same
         elif isinstance(message, Report):
@@ -234,7 +251,7 @@ class Child:
             running.serving.add(serving)
             serving.add_done_callback(running.serving.discard)
 
-    async def _serve_request(self, serve: Serve, request: Save | Load) -> None:
+    async def _serve_request(self, serve: Serve, request: Request) -> None:
         answer = Answer(request.request, done=False)
         try:
             answer = await serve(request)

@@ -7,7 +7,7 @@ Next: back to the supervisor, `attempt.py`, which settles by the report.
 
 from __future__ import annotations
 
-import pickle
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..buffers import Readable, mapped
 from ..checkpointing import Checkpointing
-from ..codec import Codec, codec_of
+from ..codec import Codec, Unresolved, codec_of, unpickled
 from ..errors import DeclarationError, JobQError, NotSerializable, Retry, Unfit
 from ..failures import failure_of
 from ..message import Call, Cause, Failure, Form, Spill
@@ -24,8 +25,10 @@ from ..payload import ByValue
 from ..printable import describe, kind
 from ..retry import RetryPolicy
 from ..running import RunningCall, Support, running
+from ..stored import ResolvingCodec, Stored, may_name
 from ..task import Task
-from .jobs import MAX_INLINE_BYTES, Answer, Job, Kind, Load, Notice, Report, Save
+from .jobs import MAX_INLINE_BYTES, Answer, Chunk, Job, Kind, Load, Notice, Report, Save
+from .shelf import Ask, Hindered, OtherPython, Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Functions:
         self._tasks = tasks
         self._by_value: dict[str, Found] = {}
 
-    def find(self, job: Job) -> Found:
+    def find(self, job: Job | Chunk) -> Found:
         """The job's function. Names are looked up, never imported.
 
         Raises Unfit for an unknown one, NotSerializable for code that cannot be rebuilt.
@@ -67,10 +70,10 @@ class Functions:
         return Found(task.function, task.declared.policy, codec)
 
 
-def _unpickled(job: Job) -> Found:
+def _unpickled(job: Job | Chunk) -> Found:
     assert job.function_path is not None
     try:
-        made = pickle.loads(Path(job.function_path).read_bytes())
+        made = unpickled(Path(job.function_path).read_bytes())
     except (Exception, SystemExit, GeneratorExit) as exc:
         hint = " App(ship=[…]) sends a local module along." if isinstance(exc, ModuleNotFoundError) else ""
         told = f"The worker cannot rebuild the function of {job.call.task}: {kind(exc)}: {describe(exc)}.{hint}"
@@ -78,10 +81,6 @@ def _unpickled(job: Job) -> Found:
     if not isinstance(made, ByValue):
         raise NotSerializable(f"The function of {job.call.task} is not what its call says.")
     return Found(made.function, made.policy, codec_of(job.call.codec))
-
-
-Ask = Callable[[Callable[[int], Save | Load]], Answer]
-"""Sends a request, which is made of the number that it gets, and waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +96,17 @@ class JobVault:
     """Checkpoints of one job, kept by the supervisor."""
 
     number: int
+    place: int
     path: Path
     ask: Ask
 
     def save(self, form: Form) -> bool:
         """See `checkpointing.Vault`."""
-        return self._answer(lambda request: Save(self.number, request, form)).done
+        return self._answer(lambda request: Save(self.number, request, form, self.place)).done
 
     def load(self) -> Form | None:
         """See `checkpointing.Vault`."""
-        return self._answer(lambda request: Load(self.number, request)).form
+        return self._answer(lambda request: Load(self.number, request, self.place)).form
 
     def _answer(self, request: Callable[[int], Save | Load]) -> Answer:
         answer = self.ask(request)
@@ -119,55 +119,82 @@ class Execution:
     """Runs jobs in this process with these functions, on behalf of this worker."""
 
     def __init__(self, functions: Functions, desk: Desk) -> None:
-        self._functions, self._desk = functions, desk
+        self._functions, self._desk, self._shelf = functions, desk, Shelf(desk.ask)
         self._preempted = threading.Event()
         self._notices = 0
+        self.unanswered_notices = 0
+        """To be given to `told_since` later: whether a task that runs from now on was told that the worker ends."""
 
     def notice(self, notice: Notice) -> None:
         """Have the tasks know, when they ask, whether the worker is about to end."""
         self._notices += notice.preempted
+        self.unanswered_notices = self._notices - notice.preempted
         (self._preempted.set if notice.preempted else self._preempted.clear)()
 
     def run(self, job: Job) -> Report:
         """Run a job whose function is a plain one."""
         try:
             found, args, kwargs = self._prepared(job)
-        except (NotSerializable, Unfit) as exc:
-            return _not_run(job, exc)
-        began, notices = time.monotonic(), self._notices - self._preempted.is_set()
+        except (NotSerializable, Unfit, Unresolved) as exc:
+            return not_run(job, exc)
+        began, notices = time.monotonic(), self.unanswered_notices
         try:
-            with running(self._current(job.call), self._support(job, found)):
+            with running(self.current(job.call), self._support(job, found)):
                 value = found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
-            return replace(self._raised(job, found, exc, told=self._notices > notices), seconds=time.monotonic() - began)
+            return replace(self.raised(job, found, exc, told=self.told_since(notices)), seconds=time.monotonic() - began)
         return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
     async def arun(self, job: Job) -> Report:
         """Run a job whose function is a coroutine function; cancelling this cancels it."""
         try:
-            found, args, kwargs = self._prepared(job)
-        except (NotSerializable, Unfit) as exc:
-            return _not_run(job, exc)
-        began, notices = time.monotonic(), self._notices - self._preempted.is_set()
+            found, args, kwargs = await self._aprepared(job)
+        except (NotSerializable, Unfit, Unresolved) as exc:
+            return not_run(job, exc)
+        began, notices = time.monotonic(), self.unanswered_notices
         try:
-            with running(self._current(job.call), self._support(job, found)):
+            with running(self.current(job.call), self._support(job, found)):
                 value = await found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
-            return replace(self._raised(job, found, exc, told=self._notices > notices), seconds=time.monotonic() - began)
+            return replace(self.raised(job, found, exc, told=self.told_since(notices)), seconds=time.monotonic() - began)
         return replace(_returned(job, found.codec, value), seconds=time.monotonic() - began)
 
     def _prepared(self, job: Job) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
         found = self._functions.find(job)
-        args, kwargs = _arguments(found.codec.loads(_argument_bytes(job)))
+        args, kwargs = _arguments(self.resolving(job, found.codec).loads(_argument_bytes(job)))
         return found, args, kwargs
 
-    def _raised(self, job: Job, found: Found, exc: BaseException, *, told: bool) -> Report:
+    async def _aprepared(self, job: Job) -> tuple[Found, tuple[Any, ...], dict[str, Any]]:
+        """As `_prepared`, on a thread where it may take long: others run on this loop."""
+        arguments = job.call.arguments
+        is_quick = isinstance(arguments, bytes) and not may_name(arguments)
+        return self._prepared(job) if is_quick else await asyncio.to_thread(self._prepared, job)
+
+    def resolving(self, job: Job | Chunk, codec: Codec) -> Codec:
+        """The codec for arguments of a job or chunk: what `app.put` returned comes out as the object that was put."""
+
+        def find(stored: Stored[Any]) -> Any:
+            return self._shelf.find(stored, job.number)
+
+        return ResolvingCodec(codec, find)
+
+    def told_since(self, unanswered: int) -> bool:
+        """Whether it was told."""
+        return self._notices > unanswered
+
+    def raised(self, job: Job | Chunk, found: Found, exc: BaseException, *, told: bool) -> Report:
+        """What came of a call that raised this."""
         # Also if the notice was withdrawn since: the task acted on what it had been told.
         if isinstance(exc, Retry) and told:
             return Report(job.number, Kind.GIVEN_BACK)
         return _raised(job, found, exc)
 
-    def _current(self, call: Call) -> RunningCall:
+    def find(self, job: Job | Chunk) -> Found:
+        """The function of a job or chunk; raises as `Functions.find`."""
+        return self._functions.find(job)
+
+    def current(self, call: Call) -> RunningCall:
+        """What the task hears of its call."""
         return RunningCall(
             id=call.id,
             run=call.run,
@@ -180,14 +207,18 @@ class Execution:
         )
 
     def _support(self, job: Job, found: Found) -> Support:
-        vault = JobVault(job.number, Path(job.checkpoint_path), self._desk.ask)
+        return self.support(job, found, 0)
+
+    def support(self, job: Job | Chunk, found: Found, place: int) -> Support:
+        """What is held ready for a job, or for the call at this place of a chunk."""
+        vault = JobVault(job.number, place, Path(job.checkpoint_path), self._desk.ask)
         return Support(Checkpointing(vault, found.codec), self._preempted)
 
 
-def _argument_bytes(job: Job) -> bytes:
+def _argument_bytes(job: Job) -> Readable:
     if isinstance(job.call.arguments, Spill):
         assert job.arguments_path is not None
-        return Path(job.arguments_path).read_bytes()
+        return mapped(Path(job.arguments_path), writable=True)
     return job.call.arguments
 
 
@@ -198,14 +229,20 @@ def _arguments(decoded: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise NotSerializable("The call's arguments are not a pair of a list and a map.")
 
 
-def _not_run(job: Job, exc: NotSerializable | Unfit) -> Report:
-    if isinstance(exc, Unfit):
+def not_run(job: Job | Chunk, exc: NotSerializable | Unfit | Unresolved) -> Report:
+    """What to report of a call whose function or arguments cannot be had."""
+    if isinstance(exc, Unfit | OtherPython):
         return Report(job.number, Kind.UNFIT, failure=Failure(Cause.REFUSED, "", str(exc)))
+    if isinstance(exc, Unresolved):
+        kind = Kind.HINDERED if isinstance(exc, Hindered) else Kind.RAISED
+        return Report(job.number, kind, failure=Failure(Cause.REFUSED, "", str(exc)))
     failure = failure_of(exc, codec_of(job.call.codec))
     return Report(job.number, Kind.RAISED, failure=failure)
 
 
-def _raised(job: Job, found: Found, exc: BaseException) -> Report:
+def _raised(job: Job | Chunk, found: Found, exc: BaseException) -> Report:
+    if isinstance(exc, Unresolved):
+        return not_run(job, exc)
     if isinstance(exc, Retry):
         # What made the task ask says more than that it asked, should no attempt be left.
         why = exc.__cause__ or exc.__context__ or exc
@@ -224,14 +261,14 @@ def _delay_seconds(retry: Retry) -> float | None:
 
 def _returned(job: Job, codec: Codec, value: object) -> Report:
     try:
-        data = codec.dumps(value).data
+        encoded = codec.dumps(value)
     except NotSerializable as exc:
         told = NotSerializable(f"What {job.call.task} returned cannot travel. {exc}")
         return Report(job.number, Kind.RAISED, failure=failure_of(told.with_traceback(exc.__traceback__), codec))
-    if len(data) <= MAX_INLINE_BYTES:
-        return Report(job.number, Kind.RETURNED, value=data)
+    if encoded.size <= MAX_INLINE_BYTES:
+        return Report(job.number, Kind.RETURNED, value=encoded.data)
     try:
-        Path(job.value_path).write_bytes(data)
+        encoded.write(Path(job.value_path))
     except OSError as exc:
         # A full disk of this machine's, which is neither the task's fault nor that of the next machine.
         return Report(job.number, Kind.HINDERED, failure=failure_of(exc, codec))

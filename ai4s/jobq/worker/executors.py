@@ -19,9 +19,9 @@ from ..errors import ConfigurationError
 from ..lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from ..printable import printable
-from .child_process import GRACE_SECONDS, Child, ChildDied, Serve
+from .child_process import GRACE_SECONDS, Child, ChildDied, Hear, Serve, ignore
 from .interruptions import Stop
-from .jobs import ChildSetup, Job, Kind, Notice, Ready, Report
+from .jobs import ChildSetup, Chunk, Job, Kind, Notice, Ready, Report
 from .memory import held_by_trees, held_bytes, readable
 from .shutdown import cancel_and_wait
 
@@ -38,12 +38,18 @@ Ending = Report | TimedOut | Died | Preempted | Cancelled | Disturbed | Hindered
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job, the modules that it needs, what may stop it, and who serves its requests."""
+    """A job, the modules that it needs, what may stop it, and who serves its requests; who hears what of a chunk was recalled."""
 
-    job: Job
+    job: Job | Chunk
     shipped: tuple[str, ...]
     stop: asyncio.Future[Stop]
     serve: Serve
+    recalled: Hear = ignore
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """After how long to stop it. A chunk's calls have a timeout each, which is for its owner to watch."""
+        return self.job.call.timeout_seconds if isinstance(self.job, Job) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,11 @@ class Crew:
             if held > allowed:
                 child.condemn(f"its memory grew to {readable(held)}, and a child may hold {readable(allowed)}")
 
+    def recall(self, number: int) -> None:
+        """Have the chunk of this number give back what has not begun."""
+        for child in (*self._children, *self._worn):
+            child.recall(number)
+
     def tell(self, notice: Notice) -> None:
         """Have all children know whether the worker is about to end, and those that are being started."""
         self._notice = notice
@@ -151,6 +162,9 @@ class Crew:
 
     async def _child_for(self, work: Work) -> Child | None:
         """A child with room, taken; None if the job is stopped before there is one."""
+        child = self._with_room(work.shipped)
+        if child is not None and not work.stop.done():
+            return self._given(child)
         acquiring = asyncio.create_task(self._acquire(work.shipped))
         try:
             await asyncio.wait((acquiring, work.stop), return_when=asyncio.FIRST_COMPLETED)
@@ -159,9 +173,9 @@ class Crew:
             await cancel_and_wait(acquiring)
 
     async def _run_on(self, child: Child, work: Work) -> Ending:
-        running, call = asyncio.create_task(child.run(work.job, work.serve)), work.job.call
+        running, call = asyncio.create_task(child.run(work.job, work.serve, work.recalled)), work.job.call
         try:
-            await asyncio.wait((running, work.stop), timeout=call.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((running, work.stop), timeout=work.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             stop = work.stop.result() if work.stop.done() else Stop(TimedOut(_timeout_failure(call)), GRACE_SECONDS)
@@ -169,13 +183,13 @@ class Crew:
             if isinstance(stop.ending, Preempted) and (report := _value_in_time(running)):
                 return report
             # Of several on a loop that does not listen, nobody knows who blocks it: each runs alone next.
-            return stop.ending if own_doing or work.stop.done() else Disturbed(suspect=True)
+            return stop.ending if own_doing or not isinstance(stop.ending, TimedOut) else Disturbed(suspect=True)
         except ChildDied as exc:
             return work.stop.result().ending if work.stop.done() else _after_death(call, exc)
         finally:
             await cancel_and_wait(running)
 
-    async def _stop(self, child: Child, job: Job, running: asyncio.Task[Report], grace_seconds: float) -> bool:
+    async def _stop(self, child: Child, job: Job | Chunk, running: asyncio.Task[Report], grace_seconds: float) -> bool:
         """Stop one job: where it is not alone, by cancelling it, and only if that does not help with its whole process.
 
         Returns whether it was surely this job's own doing that it had to be stopped.
@@ -195,15 +209,18 @@ class Crew:
         while True:
             child = self._with_room(shipped)
             if child is not None:
-                child.load += 1
-                child.given += 1
-                self._retire_worn()
-                return child
+                return self._given(child)
             start = self._start_to_join(shipped) or self._new_start(shipped)
             if start is not None:
                 return await self._join(start)
             self._changed.clear()
             await self._changed.wait()
+
+    def _given(self, child: Child) -> Child:
+        child.load += 1
+        child.given += 1
+        self._retire_worn()
+        return child
 
     def _with_room(self, shipped: tuple[str, ...]) -> Child | None:
         self._children = [child for child in self._children if child.alive]
@@ -302,6 +319,16 @@ class Executors:
         call = work.job.call
         crew = self._processes if call.pool is Pool.PROCESS else self._alone if call.alone else self._loops
         return await crew.run(work)
+
+    @property
+    def most_calls_a_chunk(self) -> int | None:
+        """How many calls a child may get at once; one at a time where they are counted."""
+        return None if self._limits.calls is None else 1
+
+    def recall(self, number: int) -> None:
+        """Have the chunk of this number, wherever it runs, give back what has not begun."""
+        for crew in (self._processes, self._loops, self._alone):
+            crew.recall(number)
 
     def tell(self, notice: Notice) -> None:
         """Have all children know whether the worker is about to end."""

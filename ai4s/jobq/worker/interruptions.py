@@ -1,4 +1,4 @@
-"""The attempts that run, and how to stop them before their end: one that was cancelled, or all when the worker leaves.
+"""The attempts and chunks that run, and how to stop them before their end: one that was cancelled, or all when the worker leaves.
 
 Next: `executors.py`, which stops what it runs when it is told to.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..layout import run_id
+from ..layout import batch_of, run_id
 from ..lifecycle import Cancelled, Preempted, TimedOut
 from ..message import Call
 
@@ -62,8 +62,13 @@ class Interruptions:
         """Stop the attempts of these runs."""
         wanted = frozenset(runs)
         for stop, call in self._running.items():
-            if run_id(call.id, call.run) in wanted:
+            if cancelled_as(call) in wanted:
                 _set(stop, CANCEL)
+
+
+def cancelled_as(call: Call) -> str:
+    """What says that this call is cancelled: its run, or its batch."""
+    return batch_of(call.id) or run_id(call.id, call.run)
 
 
 def _set(stop: asyncio.Future[Stop], why: Stop) -> None:

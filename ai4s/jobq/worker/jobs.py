@@ -16,6 +16,7 @@ import msgpack
 from ..errors import Malformed
 from ..fields import from_map, to_map
 from ..message import Call, Failure, Form, Pool
+from ..packing import Piece
 
 LENGTH_BYTES = 4
 MAX_INLINE_BYTES = 1024 * 1024
@@ -77,6 +78,45 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """Run these calls of a batch, one after the other, and write down in a journal how each went.
+
+    `call` is what they have in common, with their keyword arguments; `first` and `places` (packed numbers) give their indices,
+    `attempts` (likewise) the number of the attempt of each. With `vector`, up to so many of them at a time are one list for the
+    function. Paths as in Job; a value that is large goes to `value_path` with the call's place at the end.
+    """
+
+    number: int
+    call: Call
+    first: int
+    places: bytes
+    attempts: bytes
+    pieces: tuple[Piece, ...]
+    journal_path: str
+    value_path: str
+    checkpoint_path: str
+    vector: int = 0
+    arguments_path: str | None = None
+    common_path: str | None = None
+    function_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Give back what has not begun of the chunk of this number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """How many calls, from the chunk's end, have not begun and never will."""
+
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop the job of this number, if it runs on an event loop."""
 
@@ -92,11 +132,15 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """A job's request: keep the file at its checkpoint path. `request` tells it from others of the same child."""
+    """A job's request: keep the file at its checkpoint path. `request` tells it from others of the same child.
+
+    `place` says which call of a chunk asks.
+    """
 
     number: int
     request: int
     form: Form
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +149,46 @@ class Load:
 
     number: int
     request: int
+    place: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A job's request: have the object of this digest and size in a file of this machine."""
+
+    number: int
+    request: int
+    sha256: str
+    size: int
+
+
+Request = Save | Load | Fetch
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a request: whether it was done, the form of what was loaded, or why it could not be. None goes without."""
+    """What came of a request: whether it was done, the form of what was loaded, the path of what was fetched, or why it could not
+    be. None goes without."""
 
     request: int
     done: bool
     form: Form | None = None
     problem: str | None = None
+    path: str | None = None
 
 
 class Kind(StrEnum):
-    """How a job ended. `GIVEN_BACK`: the task asked for another attempt when it had been told that the worker ends."""
+    """How a job ended. `GIVEN_BACK`: the task asked for another attempt when it had been told that the worker ends.
+
+    `DONE`: what became of a chunk's calls stands in its journal, and what does not has not begun.
+    """
 
     RETURNED = "returned"
     RAISED = "raised"
     UNFIT = "unfit"
     HINDERED = "hindered"
     GIVEN_BACK = "given back"
+    DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +204,7 @@ class Report:
     seconds: float = 0
 
 
-Frame = ChildSetup | Ready | Job | Cancel | Notice | Save | Load | Answer | Report
+Frame = ChildSetup | Ready | Job | Chunk | Recall | Recalled | Cancel | Notice | Request | Answer | Report
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Frame)}
 
 

@@ -43,6 +43,8 @@ class Lease:
         self._receipt = delivery.receipt
         self._began = delivery.received_at
         self._lost = False
+        self.refresh: Callable[[], Awaitable[None]] = self.renew
+        """What renews it when that is due: a pack's message changes with what is left of it."""
         self._busy = asyncio.Lock()
         self._extend(FIRST_LEASE_SECONDS, delivery.received_at)
 
@@ -139,7 +141,7 @@ class LeaseKeeper:
 
 async def _renew(lease: Lease) -> None:
     try:
-        await lease.renew()
+        await lease.refresh()
     except LeaseLost:
         log.warning("A lease was lost: the call may run elsewhere; a success of ours still counts if it comes first.")
     except TransportError as exc:

@@ -14,12 +14,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..batches import BatchLedger
 from ..errors import MessageError, ResultGone, TransportError
-from ..layout import run_id
+from ..layout import batch_of
 from ..ledger import Ledger
 from ..message import Call, Control, State
 from ..printable import printable
-from .interruptions import Interruptions, Stop
+from .interruptions import Interruptions, Stop, cancelled_as
 from .poller import Line
 from .shutdown import Shutdown
 
@@ -112,17 +113,22 @@ class Orders:
             return True
         try:
             async with self._room:
-                outcome = await self._ledger.outcome(call.id, call.run)
-        except ResultGone:  # it was cancelled, and then forgotten
-            pass
+                is_cancelled = await self._is_cancelled(call)
         except (TransportError, MessageError) as exc:
             log.warning("Whether call %s was cancelled could not be read: %s", call.id, printable(str(exc)))
             return False
-        else:
-            if outcome is None or outcome.state is not State.CANCELLED:
-                return True
-        self._ways.interruptions.cancel([run_id(call.id, call.run)])
+        if is_cancelled:
+            self._ways.interruptions.cancel([cancelled_as(call)])
         return True
+
+    async def _is_cancelled(self, call: Call) -> bool:
+        if (batch := batch_of(call.id)) is not None:
+            return await BatchLedger(self._ledger, batch).is_cancelled()
+        try:
+            outcome = await self._ledger.outcome(call.id, call.run)
+        except ResultGone:  # it was cancelled, and then forgotten
+            return True
+        return outcome is not None and outcome.state is State.CANCELLED
 
     def _pause(self, queue: str, *, paused: bool) -> None:
         lines = [line for line in self._lines if line.name == queue]  # several, where a queue is named in several groups

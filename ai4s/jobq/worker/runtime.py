@@ -9,6 +9,7 @@ Next: `poller.py`, then `attempt.py`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -24,7 +25,7 @@ from ..signing import Keyring
 from ..transports import open_transport
 from ..transports.base import Delivery
 from ..transports.place import parse_place
-from .attempt import Attempts, Workshop
+from .attempt import Attempts
 from .duties import Duties
 from .executors import ChildLimits, Executors
 from .interruptions import Interruptions
@@ -38,8 +39,12 @@ from .shutdown import Shutdown, Why
 from .slots import Slots
 from .status import Status
 from .tidying import Tidying
+from .workshop import Workshop
 
 log = logging.getLogger("ai4s.jobq.worker")
+
+YOUNG_OBJECTS = 20_000
+"""Between two looks of the garbage collector; Python's default is 700. Some MiB at most."""
 
 MOST_HINDRANCES = 5
 """So many attempts in a row that this machine could not begin, and the worker ends: it would only keep calls from others."""
@@ -88,6 +93,10 @@ class Worker:
             "fenced": counts.fenced,
         }
 
+    def batches(self) -> Mapping[str, int]:
+        """How many calls of each batch run now."""
+        return self._attempts.running_batches()
+
     def trouble(self) -> str:
         """What keeps it from its queues."""
         return "; ".join(dict.fromkeys(line.trouble for line in self._poller.lines if line.trouble))
@@ -120,7 +129,8 @@ class Worker:
 
     async def _fetch(self, group: asyncio.TaskGroup) -> None:
         while self._taking:
-            await self._shutdown.unless_draining(self._slots.until_room())
+            if self._slots.room() == 0 or self._shutdown.draining.is_set():
+                await self._shutdown.unless_draining(self._slots.until_room())
             if not self._taking or self._shutdown.draining.is_set():
                 continue
             # Not to be cancelled before: messages that were received and not given back would be hidden until their lease ends.
@@ -177,6 +187,7 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
     Raises ConfigurationError if the target cannot be imported or the place cannot be used, TransportError if it cannot be
     reached at the start; from then on faults of the storage are waited out.
     """
+    _calm_collector()
     with scratch_folder() as folder:
         async with shutdown.listening(), AsyncExitStack() as stack:
             sizes = {"concurrency": plan.concurrency, "async_concurrency": plan.async_concurrency}
@@ -195,6 +206,13 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
                 return
             place, ttl = parse_place(first.served.url).label, first.served.result_ttl_seconds
             await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder, ttl), shutdown, ready)
+
+
+def _calm_collector() -> None:
+    """Have the garbage collector look at what is new, more rarely: outcomes come by the thousand, and hold no cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 async def _end_children(executors: Executors, shutdown: Shutdown) -> None:
@@ -230,10 +248,10 @@ class _Parts:
 
 async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[[], None]) -> None:
     notices_url = metadata_url(read_settings().metadata_url)
-    workshop = await shutdown.unless_draining(_workshop(parts, shutdown))
+    workshop = await shutdown.unless_draining(_workshop(plan, parts, shutdown))
     if workshop is None:
         return
-    attempts = Attempts(workshop, Duties(plan.setup.worker, parts.tasks, plan.by_value))
+    attempts = Attempts(workshop)
     worker = Worker(plan, parts.poller, attempts, workshop=workshop, shutdown=shutdown)
     status = Status(parts.ledger, plan.setup.worker, worker)
     tidying = Tidying(parts.ledger, parts.result_ttl_seconds, lambda: not workshop.slots.busy)
@@ -263,15 +281,16 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
         raise ConfigurationError("The worker could not begin calls any more; the log says why. They went back to their queues.")
 
 
-async def _workshop(parts: _Parts, shutdown: Shutdown) -> Workshop:
+async def _workshop(plan: Plan, parts: _Parts, shutdown: Shutdown) -> Workshop:
     interruptions = Interruptions()
     orders = Orders(parts.ledger, parts.poller.lines, ways=Ways(interruptions, shutdown))
     await orders.read()
     return Workshop(
         parts.ledger,
+        Duties(plan.setup.worker, parts.tasks, plan.by_value),
         parts.executors,
         Slots(parts.executors.sizes, set(parts.tasks.values())),
-        Scratch(parts.folder, parts.ledger),
+        Scratch(parts.folder, parts.ledger, cache_bytes=read_settings().cache_bytes),
         LeaseKeeper(boottime),
         interruptions,
         orders,

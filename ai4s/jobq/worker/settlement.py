@@ -142,7 +142,7 @@ class Settlement:
         else:
             self.counts.succeeded += standing.state is State.SUCCEEDED
             if call.checkpoint is not None:
-                await drop_checkpoint(self._ledger, call, call.checkpoint)
+                await drop_checkpoint(self._ledger, call.id, call.checkpoint)
         await attempt.lease.patiently(attempt.lease.delete)
 
     async def _retry(self, attempt: Attempt, call: Call, delay_seconds: float) -> None:
@@ -222,12 +222,12 @@ def described(call: Call) -> str:
     return f"{call.id} of {printable(call.task)}"
 
 
-async def drop_checkpoint(ledger: Ledger, call: Call, checkpoint: Checkpoint) -> None:
+async def drop_checkpoint(ledger: Ledger, call: str, checkpoint: Checkpoint) -> None:
     """Remove a checkpoint that nobody will ask for; one that stays behind is left to `gc`."""
     try:
-        await ledger.drop_checkpoint(call.id, checkpoint)
+        await ledger.drop_checkpoint(call, checkpoint)
     except TransportError as exc:
-        log.warning("An old checkpoint of call %s stays behind: %s", call.id, printable(str(exc)))
+        log.warning("An old checkpoint of call %s stays behind: %s", call, printable(str(exc)))
 
 
 def releasing(delay_seconds: float, body: str | None = None) -> Callable[[Queue, Receipt], Awaitable[None]]:

@@ -193,4 +193,8 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
     """End what is left of these, so that nothing goes on behind its owner's back."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if left := [task for task in tasks if not task.done()]:
+        await asyncio.gather(*left, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # whoever wanted to know has asked

@@ -9,9 +9,11 @@ Next: `poller.py`, which asks for room; `attempt.py`, which takes slots.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 
 from ..clock import boottime
 from ..message import Pool
@@ -24,14 +26,34 @@ SMOOTHING = 0.2
 
 SHORTEST_SECONDS = 1e-4
 
+TURN_LOOK_SECONDS = 0.02
+
 FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.25, 5.0
 PROBE_MESSAGES = 4
 CALM_SECONDS = 30.0
 """A queue that holds calls for a full pool is only probed, ever more rarely, for calls of the others; until it has been calm."""
 
 
+PACKS_A_FETCH = 2
+"""Messages to fetch at a time for a pool that works on packs: each may hold thousands of calls, which others could run."""
+
+MAX_HELD_CALLS = 8192
+"""Calls of packs that a pool holds before it takes another pack, however short they are: so memory is bounded."""
+
+
 class Closed(Exception):
     """The worker takes no more work: what waits for a slot goes back."""
+
+
+@dataclass(slots=True, eq=False)
+class PackTurn:
+    """A pack of so many calls that a pool works on.
+
+    `estimate_seconds` says how long it will keep the whole pool busy: for ever, until known.
+    """
+
+    calls: int
+    estimate_seconds: Callable[[], float] = lambda: math.inf
 
 
 class _Pool:
@@ -41,6 +63,7 @@ class _Pool:
         self.size = size
         self.running = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self.packs: set[PackTurn] = set()
         self.mean_seconds: float | None = None
 
     @property
@@ -51,7 +74,27 @@ class _Pool:
 
     @property
     def room(self) -> int:
+        if self.packs:
+            return self._packs_to_fetch if self.takes_packs else 0
         return self.size + self.ahead - self.running - len(self.waiting)
+
+    @property
+    def takes_packs(self) -> bool:
+        """Whether those that are there are nearly done."""
+        held = sum(turn.calls for turn in self.packs)
+        return held < MAX_HELD_CALLS and sum(turn.estimate_seconds() for turn in self.packs) < AHEAD_SECONDS
+
+    @property
+    def _packs_to_fetch(self) -> int:
+        """Two; or, of packs as small as those that are there, as many as there are free slots."""
+        largest = max(turn.calls for turn in self.packs)
+        return max(PACKS_A_FETCH, (self.size - self.running) // largest)
+
+    @property
+    def wanted(self) -> int:
+        """The room once it is worth a request: half of what it holds ahead is worked off, or it has a slot with nothing to do."""
+        worth = min(MAX_RECEIVE, self.ahead // 2) if self.waiting and not self.packs else 0
+        return self.room if self.room >= worth else 0
 
     async def take(self) -> None:
         if self.running < self.size:
@@ -109,12 +152,21 @@ class Slots:
     @property
     def busy(self) -> bool:
         """Whether any delivery is being worked on, or waits here to be."""
-        return self._arriving > 0 or any(pool.running or pool.waiting for pool in self._pools.values())
+        return self._arriving > 0 or any(pool.running or pool.waiting or pool.packs for pool in self._pools.values())
+
+    def size(self, pool: Pool) -> int:
+        """Slots of a pool."""
+        return self._pools[pool].size
+
+    def free(self, pool: Pool) -> int:
+        """Slots of a pool in which nothing runs."""
+        return self._pools[pool].size - self._pools[pool].running
 
     def room(self) -> int:
         """How many messages to fetch now; 0 where every pool in play has enough, or a full one was crowded lately."""
-        rooms = [self._pools[pool].room for pool in self._in_play]
-        return max(0, min(MAX_RECEIVE, max(rooms) - self._arriving, self._bound(min(rooms))))
+        pools = [self._pools[pool] for pool in self._in_play]
+        wanted, tightest = max(pool.wanted for pool in pools), min(pool.room for pool in pools)
+        return max(0, min(MAX_RECEIVE, wanted - self._arriving, self._bound(tightest)))
 
     def _bound(self, tightest: int) -> int:
         """What crowding leaves of the room: as much as the fullest pool can take, or a probe from time to time."""
@@ -155,6 +207,25 @@ class Slots:
         if now >= self._probe_at:
             self._probe_pause = min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, 2 * self._probe_pause))
             self._probe_at = now + self._probe_pause
+
+    @asynccontextmanager
+    async def pack(self, pool: Pool, calls: int, patience_seconds: float) -> AsyncIterator[PackTurn | None]:
+        """The turn of a pack of so many calls, for the length of the block; None if those before it take longer than that."""
+        self._in_play.add(pool)
+        slot, turn = self._pools[pool], PackTurn(calls)
+        give_up = self._clock() + patience_seconds
+        # What it waits for is an estimate, which no event tells of.
+        while not slot.takes_packs and (left := give_up - self._clock()) > 0 and not self._closed:  # noqa: ASYNC110
+            await asyncio.sleep(min(left, TURN_LOOK_SECONDS))
+        if not slot.takes_packs:
+            yield None
+            return
+        slot.packs.add(turn)
+        try:
+            yield turn
+        finally:
+            slot.packs.discard(turn)
+            self._changed.set()
 
     @asynccontextmanager
     async def take(self, pool: Pool) -> AsyncIterator[None]:

@@ -22,6 +22,7 @@ from ..clock import boottime
 from ..errors import TransportError
 from ..ledger import Ledger
 from ..printable import printable
+from ..progress import MAX_NAMED
 from ..version import __version__
 
 log = logging.getLogger("ai4s.jobq.worker")
@@ -39,9 +40,11 @@ def new_worker_id() -> str:
 
 
 class Told(Protocol):
-    """Who tells of a worker: the current counts, with "running" among them, and what is wrong, if anything is."""
+    """Who tells of a worker: the current counts, with "running" among them; how many calls of each batch run; what is wrong."""
 
     def numbers(self) -> Mapping[str, int]: ...
+
+    def batches(self) -> Mapping[str, int]: ...
 
     def trouble(self) -> str: ...
 
@@ -67,6 +70,9 @@ class Status:
         """Write it once. It serves onlookers only: a fault is logged, and work goes on."""
         metadata = {"state": state, "pid": str(os.getpid()), "version": __version__}
         metadata |= {name: str(number) for name, number in self._told.numbers().items()}
+        busiest = sorted(self._told.batches().items(), key=lambda named: -named[1])[:MAX_NAMED]
+        if named := " ".join(f"{batch}={count}" for batch, count in busiest if count):
+            metadata["batches"] = named
         if trouble := self._told.trouble():
             metadata["trouble"] = printable(trouble).encode("ascii", "replace").decode()[:MAX_TROUBLE_CHARS]
         try:

@@ -14,9 +14,11 @@ import random
 from collections.abc import AsyncIterator, Callable
 
 from .. import layout
+from ..batch_standing import Standing, standings
 from ..errors import TransportError
 from ..ledger import Ledger
 from ..sweeping import Ended, Folders, Limits, Sweeper, ended_calls
+from ..waiting import common_beginning
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -28,6 +30,9 @@ worker from its queues for a moment that calls could feel."""
 
 CALLS_A_STEP = 100
 
+BATCHES_EVERY = 5
+"""Steps of which one is for batches: there are few of them, and a step looks at all of each."""
+
 STATUSES_EVERY = 60
 """Steps between two looks at the statuses of workers."""
 
@@ -38,6 +43,7 @@ class Tidying:
     def __init__(self, ledger: Ledger, ttl_seconds: float | None, is_idle: Callable[[], bool]) -> None:
         self._ledger, self._ttl_seconds, self._is_idle = ledger, ttl_seconds, is_idle
         self._walk: AsyncIterator[Ended] | None = None
+        self._batches: AsyncIterator[Standing] | None = None
         self._letters: list[str] = []
         self._steps = random.randrange(STATUSES_EVERY)
 
@@ -54,7 +60,7 @@ class Tidying:
         try:
             await self._step(ttl_seconds)
         except TransportError as exc:
-            self._walk = None
+            self._walk = self._batches = None
             log.warning("Old outcomes could not be removed, to be tried again: %s", exc)
 
     async def _step(self, ttl_seconds: float) -> None:
@@ -65,11 +71,33 @@ class Tidying:
         if self._steps % STATUSES_EVERY == 0:
             await sweeper.sweep_workers()
             return
+        if self._steps % BATCHES_EVERY == 0:
+            await self._batches_step(sweeper)
+            return
         due = await self._next_due(limits)
         if due:
-            folders = Folders(store, _common_beginning(due[0].call, due[-1].call), page=NAMES_A_STEP)
+            folders = Folders(store, common_beginning(due[0].call, due[-1].call), page=NAMES_A_STEP)
             await sweeper.sweep_calls(self._while_idle(due), folders)
             log.info("Removed what was kept of %d calls, since their result_ttl is over.", sweeper.counts["calls"])
+
+    async def _batches_step(self, sweeper: Sweeper) -> None:
+        """Look at some batches, about a page of what lies there for them; of a large one at all."""
+        await sweeper.sweep_batches(self._next_batches(), self._is_idle)
+        if count := sweeper.counts["batches"]:
+            log.info("Removed what was kept of %d batches, since their result_ttl is over.", count)
+
+    async def _next_batches(self) -> AsyncIterator[Standing]:
+        if self._batches is None:
+            listing = (await self._ledger.store()).list(layout.BATCHES, with_metadata=True, page=NAMES_A_STEP)
+            self._batches = standings(listing)
+        names = 0
+        while names < NAMES_A_STEP and self._is_idle():
+            standing = await anext(self._batches, None)
+            if standing is None:
+                self._batches = None
+                return
+            names += len(standing.blobs)
+            yield standing
 
     async def _while_idle(self, due: list[Ended]) -> AsyncIterator[Ended]:
         for ended in due:
@@ -99,8 +127,3 @@ class Tidying:
         if not self._letters:
             self._letters = random.sample(layout.CLIENT_LETTERS, len(layout.CLIENT_LETTERS))
         return self._letters.pop()
-
-
-def _common_beginning(first: str, last: str) -> str:
-    same = next((length for length, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:same]
