@@ -93,8 +93,7 @@ class ModelWorker(Slow, WorkerProcess):
 
     async def run(self, work: Work) -> Ending:
         """One execution."""
-        attempt = cast("Any", work.serve).__self__._attempt
-        received = next(each for each in self.at_work if each.delivery is attempt.delivery)
+        received = next(each for each in self.at_work if each.task is asyncio.current_task())
         execution = self.model.begin(received, work.job.call)
         await self._load(work, execution)
         while True:

@@ -22,9 +22,10 @@ LAYERS = (
     "errors message printable fields ranges retry lifecycle config clock version parts buffers",
     "codec signing wire spill layout transports merging ledger packing batches",
     (
-        "portal client failures payload options checkpointing running resource stored submission task waiting reruns control sweeping "
-        "handle gathering letters dead_letters background app batch workflow schedule "
-        "stored pack_maker batch_standing batch_removal batch_retrying batch_letters mapping feeding frontier reading outcomes progress progress_bar streaming"
+        "portal client failures payload options checkpointing running resource stored submission task waiting reruns "
+        "control sweeping handle gathering letters dead_letters background app batch workflow schedule pack_maker "
+        "batch_standing batch_removal batch_retrying batch_letters mapping feeding frontier reading outcomes progress "
+        "progress_bar streaming"
     ),
     "worker",
     "telemetry cli dashboard integrations inline inline_packs testing",

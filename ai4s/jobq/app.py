@@ -227,8 +227,6 @@ class App:
         """
         if not isinstance(call_id, str):
             raise DeclarationError(f"A call's id is a string, which is what handle.id says; got {type(call_id).__name__}.")
-        if (batch := layout.batch_of(call_id)) is not None:
-            return self.batch(batch).handle(int(call_id.rpartition(".")[2]))
         if queue is not None:
             layout.check_queue_name(self.name, queue)
         if packed := layout.PACKED_ID.fullmatch(call_id):

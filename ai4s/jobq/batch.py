@@ -17,7 +17,7 @@ from . import batch_removal, batch_retrying, control, layout
 from .batches import BatchLedger, PackInfo, outcome_of
 from .client import Client
 from .clock import boottime
-from .errors import DeclarationError, JobQError, Malformed
+from .errors import DeclarationError, JobQError, Malformed, NotSerializable
 from .handle import Handle
 from .ledger import Ledger
 from .message import BatchMeta
@@ -139,7 +139,8 @@ class Batch(Generic[R]):
     def cancel(self) -> None:
         """End all calls as cancelled that have not ended. Within 10 s workers stop what runs, as for `Handle.cancel`.
 
-        After an error of the storage it may or may not be cancelled; repeat it.
+        It is workers who end them: where none serves the queue, they have not ended before one comes by. After an error of the
+        storage it may or may not be cancelled; repeat it.
         """
         self.client.run(self._cancel)
 
@@ -343,10 +344,22 @@ def _check_on_error(on_error: object) -> None:
 
 
 def _value(outcome: Outcome[Any], on_error: OnError) -> Any:
-    error = outcome.error if on_error == "return" else None
-    return outcome.value if error is None else error
+    if on_error == "return" and (error := outcome.error) is not None:
+        return error
+    try:
+        return outcome.value
+    except NotSerializable as exc:  # of a value that cannot be decoded here
+        if on_error == "raise":
+            raise
+        return exc
 
 
 async def _avalue(outcome: Outcome[Any], on_error: OnError) -> Any:
-    error = outcome.error if on_error == "return" else None
-    return await outcome.avalue() if error is None else error
+    if on_error == "return" and (error := outcome.error) is not None:
+        return error
+    try:
+        return await outcome.avalue()
+    except NotSerializable as exc:
+        if on_error == "raise":
+            raise
+        return exc

@@ -63,7 +63,7 @@ async def forget(ledger: Ledger, batch: str) -> None:
         raise ResultGone(f"Batch {batch} was removed.", call_id=batch)
     reckoned = await reckon(ledger, standing)
     if not reckoned.has_ended or not await _remove(ledger, standing, reckoned):
-        raise NotFinished(f"Batch {batch} has not ended: wait for it, or cancel it first.")
+        raise NotFinished(f"Batch {batch} has not ended: wait for it, or cancel it first, which a worker has to come by for.")
 
 
 async def _may_go(ledger: Ledger, batch: str, reckoned: Reckoned) -> bool:

@@ -61,7 +61,7 @@ async def read_progress(batch: BatchLedger, extent: Extent, sent: float) -> Prog
         done=done,
         failed=failed,
         cancelled=sums["cancelled"] + sums["expired"],
-        running=await _running(batch, now),
+        running=min(left, await _running(batch, now)),
         total=extent.calls,
         is_whole=extent.is_whole,
         rate=rate,

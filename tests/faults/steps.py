@@ -46,7 +46,8 @@ from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.letters import make_choice
 from ai4s.jobq.lifecycle import Died, Preempted, TimedOut
 from ai4s.jobq.message import Call, Form, State
-from ai4s.jobq.submission import _submit_keyed
+from ai4s.jobq.options import CallOptions
+from ai4s.jobq.submission import Order, _submit_keyed
 from ai4s.jobq.transports.local import LocalTransport, schema
 from ai4s.jobq.worker.executors import Ending
 from ai4s.jobq.worker.jobs import Job, Load, Save
@@ -157,7 +158,8 @@ async def keyed(life: Life) -> None:
     await life.open()
 
     async def submit(ledger: Ledger) -> Handle[Any]:
-        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, rerun_failed=False)
+        order = Order(KEYED, (), CallOptions(), None)
+        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, order=order)
 
     assert (await life.until_done(submit)).id == KEYED.id
     await life.work_off(comes_to(RETURNS))
@@ -206,7 +208,7 @@ async def run_again_by_key(life: Life) -> None:
     await life.open()
 
     async def submit(ledger: Ledger) -> Handle[Any]:
-        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, rerun_failed=True)
+        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, order=Order(KEYED, (), CallOptions(key="k", rerun_failed=True), None))
 
     await submit(life.world.ledger)
     await life.work_off(fails_once)

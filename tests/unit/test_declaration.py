@@ -415,7 +415,7 @@ def test_making_an_app_opens_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call_id", ["", "nonsense", "../../etc", "aaaaaaaaaaaaaaaa-1", "A" * 16 + "-" + "0" * 12])
 def test_what_is_no_id_has_no_handle(call_id: str) -> None:
     """`app.handle` says where to find one."""
-    with pytest.raises(DeclarationError, match=r"is not the id of a call\. It is what handle\.id says\."):
+    with pytest.raises(DeclarationError, match=r"is not the id of a call\. It is what handle\.id says: "):
         app.handle(call_id)
 
 

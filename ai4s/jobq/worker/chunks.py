@@ -10,6 +10,8 @@ Next: `journal.py` for what is written, `dealing.py` for who reads it.
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import pickle
 import time
@@ -35,6 +37,12 @@ from ..wire import MAX_INLINE_VALUE
 from .execution import Execution, Found, not_run
 from .jobs import Chunk, Kind, Report
 from .journal import Mark, report_frame, slice_frame, to_frame
+
+LEAST_DESCRIPTOR = 200
+"""Above those that tasks use, mostly, and below every limit."""
+
+JOURNAL_CLOSED = 71
+"""Exit code of a child whose task has closed the journal."""
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 """Values whose pickle needs none of cloudpickle's care."""
@@ -99,7 +107,9 @@ class ChunkRun:
         return Report(self.chunk.number, Kind.DONE)
 
     def _journal(self) -> FileIO:
-        return Path(self.chunk.journal_path).open("ab", buffering=0)
+        """The journal, under a number that no task takes for one of its own by mistake."""
+        with Path(self.chunk.journal_path).open("ab", buffering=0) as opened:
+            return FileIO(fcntl.fcntl(opened.fileno(), fcntl.F_DUPFD_CLOEXEC, LEAST_DESCRIPTOR), "ab")
 
     async def arun(self) -> Report:
         """Run what is left, as a coroutine."""
@@ -112,6 +122,8 @@ class ChunkRun:
         return Report(self.chunk.number, Kind.DONE)
 
     def _hindered(self, exc: OSError) -> Report:
+        if exc.errno == errno.EBADF:
+            os._exit(JOURNAL_CLOSED)  # by the task, which closed what was not its own: its death, and no fault of this machine's
         self._left.clear()
         return Report(self.chunk.number, Kind.HINDERED, failure=failure_of(exc, codec_of(self.chunk.call.codec)))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import layout
 from ..errors import AccessDenied, LeaseLost, MessageError, Unreachable
 from ..lifecycle import HINDERED_DELAY_SECONDS, Hindered, Raised, Release, TimedOut
-from ..message import Call, Cause, Failure, Spill
+from ..message import Call, Cause, Failure, Spill, State
 from ..packing import packed
 from ..printable import printable
 from .child_process import GRACE_SECONDS
@@ -155,10 +155,17 @@ class Dealer:
     async def _deal_one(self, group: asyncio.TaskGroup) -> None:
         async with AsyncExitStack() as slot:
             await slot.enter_async_context(self._shop.slots.take(self._pool))
+            if self._is_expired():
+                self._reckoner.end_all(State.EXPIRED)  # none of them is dealt any more
             indices = [] if self._stopped else self._calls.deal(self._most())
             if indices:
                 self._under_way += 1
                 group.create_task(self._run_in(slot.pop_all(), indices))
+
+    def _is_expired(self) -> bool:
+        """Whether no attempt may begin any more, by the server's clock."""
+        delivery, expires = self._dealt.delivery, self._call.expires
+        return expires is not None and delivery.server_time + self._clock() - delivery.received_at >= expires
 
     def _most(self) -> int:
         """How many calls the next chunk may have."""
