@@ -393,8 +393,9 @@ def test_idle_workers_remove_old_batches(app: App, tmp_path: Path) -> None:
     """And none that somebody needs."""
     old, needed = make_batches(app, tmp_path)
     with later(app):
-        app.client.run(tidied)
-    assert [names(app, batch) for batch in old] == [[layout.batch_meta(batch.id)] for batch in old]
+        for _ in range(4):  # where a worker begins its walk is left to chance
+            app.client.run(tidied)
+    assert all(names(app, batch) in ([layout.batch_meta(batch.id)], []) for batch in old)
     assert all(len(names(app, batch)) > 1 for batch in needed)
 
 

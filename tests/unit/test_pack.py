@@ -80,7 +80,7 @@ def test_a_pack_is_not_deleted_before_the_message_of_what_it_gave_away_is_out(tm
 
     async def work(world: PackWorld) -> None:
         await world.submit(4)
-        worker, sending = await _unsent(world, slowly(3.0))
+        worker, sending = await _unsent(world, slowly(5.0))
         await worker.live()
         assert sending.is_set()
         assert world.messages
