@@ -208,7 +208,8 @@ async def run_again_by_key(life: Life) -> None:
     await life.open()
 
     async def submit(ledger: Ledger) -> Handle[Any]:
-        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, order=Order(KEYED, (), CallOptions(key="k", rerun_failed=True), None))
+        order = Order(KEYED, (), CallOptions(key="k", rerun_failed=True), None)
+        return await _submit_keyed(life.client, ledger, KEYED, ledger.send, order=order)
 
     await submit(life.world.ledger)
     await life.work_off(fails_once)
