@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from projects import NewProject, Project, WorkerProcess, alive, until
 
 from ai4s.jobq import CallCancelled, Handle, control, layout
 from ai4s.jobq.ledger import Ledger
+from ai4s.jobq.worker.orders import READ_SECONDS
 
 TASKS = """
 from ai4s.jobq import Retry
@@ -148,6 +150,7 @@ def test_a_waiting_call_is_never_begun(project: Project) -> None:
     waiting = project.task("square").delay(3)
     assert project.app.handle(waiting.id).cancel()
     last = project.task("square").delay(4)
+    threading.Event().wait(READ_SECONDS + 1)  # by then the worker has read that something was cancelled
 
     (project.folder / "go").touch()
     assert first.result(timeout=60)
