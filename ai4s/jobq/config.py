@@ -33,6 +33,8 @@ class Settings:
     cluster: str | None = None
     metadata_url: str | None = None
     cache_bytes: int = CACHE_BYTES
+    target: str | None = None
+    connection_string: str | None = field(default=None, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -40,7 +42,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster.
 
     JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes, JOBQ_CACHE_BYTES how much of its disk the objects
-    that `app.put` stored may take.
+    that `app.put` stored may take. JOBQ_TARGET, JOBQ_STORAGE_QUEUE, or JOBQ_STORAGE and JOBQ_QUEUE name what the command line works
+    with, JOBQ_CONNECTION_STRING a right to it.
     """
     environ = dict(os.environ if environ is None else environ)
     keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
@@ -50,8 +53,17 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
         metadata_url=environ.get("JOBQ_METADATA_URL") or None,
         cache_bytes=_bytes_of(environ, "JOBQ_CACHE_BYTES", CACHE_BYTES),
+        target=_target(environ),
+        connection_string=environ.get("JOBQ_CONNECTION_STRING") or None,
         environ=environ,
     )
+
+
+def _target(environ: Mapping[str, str]) -> str | None:
+    """What the command line works with unless told: one variable, or the names of ai4s-jobq 3.x."""
+    storage, queue = environ.get("JOBQ_STORAGE"), environ.get("JOBQ_QUEUE")
+    named = environ.get("JOBQ_TARGET") or environ.get("JOBQ_STORAGE_QUEUE")
+    return named or (f"{storage}/{queue}" if storage and queue else None)
 
 
 def _bytes_of(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -2,7 +2,7 @@
 
 Commands import what they run only when they run, so that `--help` is quick.
 
-Next: `target.py` for what TARGET means, `worker.py` for the worker's options.
+Next: `grammar.py` for how it is read, `target.py` for what TARGET means, then the module of a verb.
 """
 
 from __future__ import annotations
@@ -16,16 +16,27 @@ import click
 from ..errors import ConfigurationError, DeclarationError, JobQError
 from ..version import __version__
 from . import worker
+from .grammar import Verbs
+from .target import Chosen
 
-FAILED, MISUSED = 1, 2
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+VERBS = {
+    "worker": ("worker", "verb"),
+}
+"""The module and the command of each verb."""
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Verbs, verbs=VERBS, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="ai4s-jobq")
+@click.option("--conn-str", hidden=True, help="A connection string; better in JOBQ_CONNECTION_STRING, which others cannot read.")
+@click.option("--verbose", "-v", is_flag=True, help="Log more, and show tracebacks.")
 @click.argument("target")
 @click.pass_context
-def jobq(context: click.Context, target: str) -> None:
-    """Work with the app that TARGET names: MODULE:APP, or PLACE/APP.
+def jobq(context: click.Context, target: str, conn_str: str | None, *, verbose: bool) -> None:
+    """Work with the app that TARGET names: MODULE:APP, or PLACE/APP. Without TARGET, $JOBQ_TARGET says.
 
     \b
     PLACE is ACCOUNT or azure://ACCOUNT (a storage account), azurite, local, or local:///FOLDER.
@@ -33,25 +44,18 @@ def jobq(context: click.Context, target: str) -> None:
     \b
     Examples:
       jobq myproj.tasks:app worker --concurrency 4
+      jobq myaccount/myproj push -c 'python train.py --seed 1'
       jobq myaccount/myproj worker --until-empty
     """
-    context.obj = target
+    context.obj = Chosen(target, conn_str, verbose)
 
 
-@jobq.command("worker", epilog="Exit codes: 0 done, 1 the storage failed at the start, 2 wrong usage or setup, 75 preempted.")
-@worker.options
-@click.pass_obj
-def _worker_verb(target: str, /, **given: object) -> None:
-    """Run a worker until it is told to stop."""
-    sys.exit(worker.run(target, given))
-
-
-@click.command("jobq-worker", context_settings=jobq.context_settings, epilog=_worker_verb.epilog)
+@click.command("jobq-worker", context_settings=SETTINGS, epilog=worker.verb.epilog)
 @click.version_option(__version__, prog_name="ai4s-jobq")
 @click.argument("target")
 @worker.options
 def _worker_command(target: str, **given: object) -> None:
-    """Run a worker for the app that TARGET names: MODULE:APP, or PLACE/APP for calls that bring their code along.
+    """Run a worker for the app that TARGET names: MODULE:APP, or PLACE/APP for commands and calls that bring their code along.
 
     \b
     Examples:
@@ -59,7 +63,7 @@ def _worker_command(target: str, **given: object) -> None:
       jobq-worker myproj.tasks:app --queue urgent --queue default,gpu:3 --until-idle 10m
       jobq-worker azure://myaccount/myproj --time-limit 24h
     """
-    sys.exit(worker.run(target, given))
+    sys.exit(worker.run(Chosen(target).target(), given))
 
 
 def main() -> None:

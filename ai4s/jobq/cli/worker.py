@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,40 +17,12 @@ import click
 
 from ..config import read_settings
 from ..printable import PlainFormatter
-from .target import Target, parse_target
+from .target import Chosen, Target
+from .values import Duration, Size
 
 F = TypeVar("F", bound=Callable[..., Any])
 PREEMPTED = 75
 """Exit code after SIGTERM, a time limit or a notice: sysexits.h calls it EX_TEMPFAIL, "start me again later"."""
-
-SIZES = {"m": 1024**2, "g": 1024**3}
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Duration(click.ParamType[float]):
-    """Seconds, from `90s`, `10m`, `24h` or `7d`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
-        if not match:
-            self.fail(f"{value!r} is no duration; write 90s, 10m, 24h or 7d.", param, ctx)
-        return float(match[1]) * UNITS[match[2]]
-
-
-class Size(click.ParamType[int]):
-    """Bytes, from `500m`, `2g` or `1.5g`: powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])", str(value).lower())
-        size = int(float(match[1]) * SIZES[match[2]]) if match else 0
-        if size < SIZES["m"]:
-            self.fail(f"{value!r} is no size of 1m or more; write 500m or 2g.", param, ctx)
-        return size
-
 
 OPTIONS = (
     click.option("--concurrency", "-n", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="cores",
@@ -78,13 +50,13 @@ def options(command: F) -> F:
     return command
 
 
-def run(target: str, given: dict[str, Any]) -> int:
+def run(target: Target, given: dict[str, Any]) -> int:
     """Run the worker that TARGET and the options describe; returns its exit code. Raises what `run_worker` does."""
     from ..worker.runtime import run_worker
     from ..worker.shutdown import Shutdown, Why, exit_soon
 
     _log_to_stderr(verbose=given["verbose"])
-    plan = _plan(parse_target(target), given)
+    plan = _plan(target, given)
 
     def exit_code(shutdown: Shutdown) -> int:
         return PREEMPTED if shutdown.why is Why.PREEMPTED else 0
@@ -123,3 +95,12 @@ def _log_to_stderr(*, verbose: bool) -> None:
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ai4s.jobq").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@click.command("worker", epilog="Exit codes: 0 done, 1 the storage failed at the start, 2 wrong usage or setup, 75 preempted.")
+@options
+@click.pass_obj
+def verb(chosen: Chosen, /, **given: Any) -> None:
+    """Run a worker until it is told to stop."""
+    given["verbose"] |= chosen.verbose
+    sys.exit(run(chosen.target(), given))
