@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .codec import Codec, Encoded
-from .message import Spill
-from .packing import MAX_INPUT_BYTES, MAX_ITEM_BYTES, SLICE_BYTES, SLICE_CALLS, Layout, PackInput, Slice
-from .parts import Parts
-from .printable import storable
-from .wire import MAX_PACK_CALLS
+from ..codec import Codec, Encoded
+from ..message import Spill
+from ..packing import MAX_INPUT_BYTES, MAX_ITEM_BYTES, SLICE_BYTES, SLICE_CALLS, Layout, PackInput, Slice
+from ..parts import Parts
+from ..printable import storable
+from ..wire import MAX_PACK_CALLS
 
 FIRST_PACK_CALLS = 8
 

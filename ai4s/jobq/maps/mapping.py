@@ -16,20 +16,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from . import layout
-from .batches import BatchLedger, PackInfo
-from .client import Client
-from .codec import Codec
-from .errors import BatchConflict
-from .ledger import Ledger
-from .message import BatchMeta, BatchTotal, PackHeader, Spill
+from .. import layout
+from ..batches import BatchLedger, PackInfo
+from ..client import Client
+from ..codec import Codec
+from ..errors import BatchConflict
+from ..ledger import Ledger
+from ..message import BatchMeta, BatchTotal, PackHeader, Spill
+from ..packing import key_digest
+from ..parts import Parts
+from ..payload import python_minor
+from ..ranges import to_text
+from ..submission import Order, guard, timed
+from ..wire import MAX_PACK_CALLS
 from .pack_maker import MAX_COPIED_BYTES, Encode, MadePack
-from .packing import key_digest
-from .parts import Parts
-from .payload import python_minor
-from .ranges import to_text
-from .submission import Order, guard, timed
-from .wire import MAX_PACK_CALLS
 
 UNACKNOWLEDGED = 8
 """Pack messages on their way at a time, and so the packs that may lack one after a crash."""
@@ -97,6 +97,8 @@ class Submission:
         self._changed = asyncio.Condition()
         self._is_over = False
         self._error: BaseException | None = None
+        self.queued = 0
+        """Calls that this submission has put."""
         self._goes_on = False
         """Whether the batch was there before."""
         self._pumping: asyncio.Task[None]
@@ -240,14 +242,19 @@ class Submission:
     async def _next_pack(self) -> MadePack | None:
         while True:
             async with self._changed:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait_for(self._has_news), LOOK_SECONDS)
+                await self._look_for_news()
                 if self._next in self._offered:
                     return self._offered[self._next]
                 if self._is_over:
                     return None
             # The source is slow: what it has given so far goes out as it is. On a thread, since items are encoded there.
             self._offered.update((made.number, made) for made in await asyncio.to_thread(self._take_waiting))
+
+    async def _look_for_news(self) -> None:
+        # Not wait_for, which in Python 3.11 forgets a cancellation that comes together with the news.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._changed.wait_for(self._has_news)
 
     def _has_news(self) -> bool:
         return self._next in self._offered or self._is_over
@@ -260,6 +267,7 @@ class Submission:
             info = await self._batch.put_input(progress.pack, progress.index, content, sent=sent, token=self._token)
             if info is not None:
                 progress.note(info)
+                self.queued += made.count
                 self._unsent.add(info.pack)
                 return info
             await self._note_taken()

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import NamedTuple
 
-from . import layout
-from .batches import BatchLedger, PackInfo
-from .errors import JobQError
+from .. import layout
+from ..batches import BatchLedger, PackInfo
+from ..errors import JobQError
+from ..packing import Code, Entry, Packed
+from ..ranges import from_text
+from ..waiting import Pace
 from .frontier import MUCH_BYTES, Frontier, Read
-from .packing import Code, Entry, Packed
-from .ranges import from_text
-from .waiting import Pace
 
 PACKS_AHEAD = 8
 """Packs that are read at a time, from the first incomplete one on."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import layout
-from .batches import BatchLedger
-from .ranges import from_text
+from .. import layout
+from ..batches import BatchLedger
+from ..ranges import from_text
 from .reading import LONGEST_INDEX, Extent
 
 RATE_SECONDS = 60.0

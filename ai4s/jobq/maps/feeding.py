@@ -11,28 +11,29 @@ import asyncio
 import inspect
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import layout
+from .. import layout
+from ..batches import PackInfo
+from ..client import Client
+from ..clock import boottime
+from ..errors import DeclarationError, Malformed, MapInterrupted
+from ..ledger import Ledger
+from ..options import CallOptions
+from ..packing import key_digest
+from ..printable import storable
+from ..retry import whole_number
+from ..wire import MAX_PACK_CALLS
 from .batch import Batch
-from .batches import PackInfo
-from .client import Client
-from .clock import boottime
-from .errors import DeclarationError, Malformed, MapInterrupted
-from .ledger import Ledger
+from .fed import Report, Tally
 from .mapping import PARTIAL_SECONDS, MapPlan, Submission, encoder
-from .options import CallOptions
 from .pack_maker import MadePack, PackMaker, Row
-from .packing import key_digest
-from .printable import storable
-from .retry import whole_number
-from .wire import MAX_PACK_CALLS
 
 CHECKS_AT_ONCE = 32
 """Items of which `skip` is asked at a time, and how far the source may be ahead of the answers."""
@@ -58,6 +59,7 @@ class MapOptions:
     skip: Skip | None = None
     pack: int | None = None
     ahead: int | None = None
+    report: Report | None = None
 
     @property
     def most(self) -> int:
@@ -71,9 +73,9 @@ def check_map(task: str, chosen: MapOptions, options: CallOptions) -> dict[str, 
         raise DeclarationError(f"map wants an iterable for each positional argument, as in {task}.map(range(10)).")
     if options.key is not None or options.rerun_failed:
         raise DeclarationError("options(key=…) is for a single call; map takes key=, which gives each item's key.")
-    for name, value in (("key", chosen.key), ("skip", chosen.skip)):
+    for name, value, of in (("key", chosen.key, "an item"), ("skip", chosen.skip, "an item"), ("report", chosen.report, "a Fed")):
         if value is not None and not callable(value):
-            raise DeclarationError(f"{name} is a function of an item; got {value!r}.")
+            raise DeclarationError(f"{name} is a function of {of}; got {value!r}.")
     if chosen.pack is not None and whole_number("pack", chosen.pack, least=1) > MAX_PACK_CALLS:
         raise DeclarationError(f"pack must be from 1 to {MAX_PACK_CALLS}; got {chosen.pack!r}.")
     if chosen.batch is not None:
@@ -116,6 +118,8 @@ class Feed:
         """Of an item that was kept waiting: the first one in their order, after which none is taken."""
         self.on_skip: Callable[[], object] = bool
         """Told of each item that becomes no call."""
+        self.tally = Tally()
+        """Told how far this is."""
         self.has_begun, self.is_over = threading.Event(), False
         """Whether packs are taken, and whether no more are to come."""
         self.first_new = 0
@@ -128,17 +132,17 @@ class Feed:
 
     def run(self, rows: Iterable[Row]) -> Batch[Any]:
         """Submit all. Raises what the submission met, and MapInterrupted for what the source raised."""
+        with closing(self.tally):
+            return self._run(rows)
+
+    def _run(self, rows: Iterable[Row]) -> Batch[Any]:
         self.client.run(self._submission.begin)
         self._note_begin()
         error: BaseException | None = None
         try:
-            for row in self._until_it_raises(rows):
-                self._enter(row, self._wait_for)
-                while self._asked and (answer := self._answer_due(CHECKS_AT_ONCE)) is not None:
-                    futures.wait([answer])
-                    self._admit()
-                if self._ready:
-                    self._offer()
+            with closing(self._until_it_raises(rows)) as given:
+                for row in given:
+                    self._take_in(row)
             while (answer := self._answer_due(1)) is not None:
                 futures.wait([answer])
                 self._admit()
@@ -153,19 +157,29 @@ class Feed:
         self.client.run_taken()
         return self._batch(infos, error)
 
-    async def arun(self, rows: AsyncIterable[Row]) -> Batch[Any]:
+    def _take_in(self, row: Row) -> None:
+        self._enter(row, self._wait_for)
+        while self._asked and (answer := self._answer_due(CHECKS_AT_ONCE)) is not None:
+            futures.wait([answer])
+            self._admit()
+        if self._ready:
+            self._offer()
+        self.tally.tell(self._submission.queued)
+
+    async def arun(self, rows: AsyncGenerator[Row, None]) -> Batch[Any]:
         """As `run`."""
+        with closing(self.tally):
+            return await self._arun(rows)
+
+    async def _arun(self, rows: AsyncGenerator[Row, None]) -> Batch[Any]:
         await self.client.arun(self._submission.begin)
         self._note_begin()
         error: BaseException | None = None
         wait_for = partial(_wait_on, asyncio.get_running_loop())
         try:
-            async for row in self._auntil_it_raises(rows):
-                self._enter(row, wait_for)
-                while (answer := self._answer_due(CHECKS_AT_ONCE)) is not None:
-                    await _answered(answer)
-                    self._admit()
-                await self._aoffer()
+            async with aclosing(self._auntil_it_raises(rows)) as given:
+                async for row in given:
+                    await self._atake_in(row, wait_for)
             while (answer := self._answer_due(1)) is not None:
                 await _answered(answer)
                 self._admit()
@@ -180,6 +194,14 @@ class Feed:
         await self.client.arun_taken()
         return self._batch(infos, error)
 
+    async def _atake_in(self, row: Row, wait_for: WaitFor) -> None:
+        self._enter(row, wait_for)
+        while (answer := self._answer_due(CHECKS_AT_ONCE)) is not None:
+            await _answered(answer)
+            self._admit()
+        await self._aoffer()
+        self.tally.tell(self._submission.queued)
+
     def _note_begin(self) -> None:
         self.first_new = self.infos[-1].indices.stop if self.infos else 0
         self.has_begun.set()
@@ -187,6 +209,10 @@ class Feed:
     def _batch(self, infos: list[PackInfo], error: BaseException | None) -> Batch[Any]:
         batch: Batch[Any] = Batch(self.client, self.name, infos, codec=self._codec)
         error = error or self._item_error or self._source_error
+        try:
+            self.tally.tell(self._submission.queued, now=True)
+        except Exception as exc:  # noqa: BLE001  # the user's listener; what was submitted is safe by now
+            error = error or exc
         if error is None:
             return batch
         calls = sum(len(info.indices) for info in infos)
@@ -199,7 +225,7 @@ class Feed:
 
     # the source
 
-    def _until_it_raises(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def _until_it_raises(self, rows: Iterable[Row]) -> Generator[Row, None, None]:
         try:
             yield from rows
         except GeneratorExit:
@@ -207,7 +233,7 @@ class Feed:
         except BaseException as exc:  # noqa: BLE001  # it is raised once what the source gave before is safe
             self._source_error = exc
 
-    async def _auntil_it_raises(self, rows: AsyncIterable[Row]) -> AsyncIterator[Row]:
+    async def _auntil_it_raises(self, rows: AsyncGenerator[Row, None]) -> AsyncGenerator[Row, None]:
         given = 0
         try:
             async for row in rows:
@@ -219,9 +245,12 @@ class Feed:
             raise
         except BaseException as exc:  # noqa: BLE001  # as above
             self._source_error = exc
+        finally:
+            await rows.aclose()
 
     def _enter(self, row: Row, wait_for: WaitFor) -> None:
         """Take an item, or ask whether it is to be skipped."""
+        self.tally.considered += 1
         if self._skip is None:
             with self._lock:
                 self._take(row)
@@ -253,7 +282,7 @@ class Feed:
     def _admit_one(self, row: Row, is_skipped: Future[bool]) -> None:
         try:
             if is_skipped.result():
-                self.on_skip()
+                self._pass_over()
             else:
                 self._take(row)
         except BaseException as exc:  # noqa: BLE001  # it is raised where the source is
@@ -266,7 +295,7 @@ class Feed:
         if key is not None:
             digest = key_digest(key)
             if digest in self._submission.known_keys:
-                self.on_skip()
+                self._pass_over()
                 return
         if not self._maker.count:
             self._oldest = boottime()
@@ -275,6 +304,10 @@ class Feed:
             self._submission.known_keys.add(digest)
         if is_full:
             self._ready.append(self._maker.take())
+
+    def _pass_over(self) -> None:
+        self.tally.skipped += 1
+        self.on_skip()
 
     def _take_waiting(self) -> list[MadePack]:
         """What has waited for too long while the source gives nothing; on another thread than the source's."""
@@ -343,35 +376,3 @@ def _checked_key(key: object) -> str:
             f"key= gives each item a text of 1 to {MAX_KEY_LENGTH} characters that UTF-8 can hold; it gave {key!r}."
         )
     return key
-
-
-def rows_of(iterables: tuple[Iterable[Any], ...]) -> Iterator[Row]:
-    """The arguments of each call, until the shortest source ends."""
-    return iter(zip(*iterables, strict=False))
-
-
-async def arows_of(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> AsyncIterator[Row]:
-    """As `rows_of`, of sources of which some or all are asynchronous."""
-    async with AsyncExitStack() as stack:
-        sources = [await stack.enter_async_context(aclosing(_aiter(source))) for source in iterables]
-        while (row := await _row_of(sources)) is not None:
-            yield row
-
-
-async def _row_of(sources: list[AsyncGenerator[Any, None]]) -> Row | None:
-    row = []
-    for source in sources:
-        try:
-            row.append(await anext(source))
-        except StopAsyncIteration:
-            return None
-    return tuple(row)
-
-
-async def _aiter(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
-    if isinstance(source, AsyncIterable):
-        async for item in source:
-            yield item
-        return
-    for item in source:
-        yield item

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from functools import partial
 from itertools import takewhile
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from ..batches import BatchLedger
+from ..errors import DeclarationError, MapInterrupted
+from ..running import refuse_to_wait
+from ..waiting import GROWTH_OF_BATCHES, Pace
 from .batch import Batch
-from .batches import BatchLedger
-from .errors import DeclarationError, MapInterrupted
 from .feeding import Feed
 from .outcomes import Outcome
 from .pack_maker import Row
 from .reading import Extent, Reading
-from .running import refuse_to_wait
-from .waiting import GROWTH_OF_BATCHES, Pace
 
 R = TypeVar("R", covariant=True)
 
@@ -174,7 +175,7 @@ class Stream(_Streaming[R]):
 class AsyncStream(_Streaming[R]):
     """As `Stream`, in an `async with` block. Leaving that early cancels what the source waits for."""
 
-    def __init__(self, feed: Feed, ahead: int, rows: AsyncIterable[Row]) -> None:
+    def __init__(self, feed: Feed, ahead: int, rows: AsyncGenerator[Row, None]) -> None:
         super().__init__(feed, ahead)
         self._rows = rows
         self._task: asyncio.Task[None] | None = None
@@ -211,11 +212,12 @@ class AsyncStream(_Streaming[R]):
             error = exc
         self._submitted(error)
 
-    async def _gated(self) -> AsyncIterator[Row]:
-        async for row in self._rows:
-            # On a thread where it has to wait: the caller's loop must go on.
-            if not self._gate.pass_at_once():
-                await asyncio.to_thread(self._gate.pass_one)
-            if self._gate.is_closed:
-                return
-            yield row
+    async def _gated(self) -> AsyncGenerator[Row, None]:
+        async with aclosing(self._rows):
+            async for row in self._rows:
+                # On a thread where it has to wait: the caller's loop must go on.
+                if not self._gate.pass_at_once():
+                    await asyncio.to_thread(self._gate.pass_one)
+                if self._gate.is_closed:
+                    return
+                yield row

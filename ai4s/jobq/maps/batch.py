@@ -13,21 +13,23 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
-from . import batch_removal, batch_retrying, control, layout
-from .batches import BatchLedger, PackInfo, outcome_of
-from .client import Client
-from .clock import boottime
-from .errors import DeclarationError, JobQError, Malformed, NotSerializable
-from .handle import Handle
-from .ledger import Ledger
-from .message import BatchMeta
-from .message import Outcome as Record
+from .. import control, layout
+from ..batches import BatchLedger, PackInfo, outcome_of
+from ..client import Client
+from ..clock import boottime
+from ..errors import DeclarationError, JobQError, Malformed, NotSerializable
+from ..handle import Handle
+from ..ledger import Ledger
+from ..message import BatchMeta
+from ..message import Outcome as Record
+from ..running import refuse_to_wait
+from ..waiting import GROWTH_OF_BATCHES, Pace
+from . import removal as batch_removal
+from . import retrying as batch_retrying
 from .outcomes import Outcome, Source
 from .progress import Progress, read_progress
 from .progress_bar import Bar, progress_bar
 from .reading import LONGEST_INDEX, Extent, Found, Reading, Search, failed
-from .running import refuse_to_wait
-from .waiting import GROWTH_OF_BATCHES, Pace
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from .batches import outcome_of
-from .client import Client
-from .codec import Codec, codec_of
-from .failures import exception_of
-from .ledger import Ledger
-from .message import BatchMeta, State
-from .message import Outcome as Record
-from .packing import Code
+from ..batches import outcome_of
+from ..client import Client
+from ..codec import Codec, codec_of
+from ..failures import exception_of
+from ..ledger import Ledger
+from ..message import BatchMeta, State
+from ..message import Outcome as Record
+from ..packing import Code
 from .reading import Found
 
 R = TypeVar("R", covariant=True)

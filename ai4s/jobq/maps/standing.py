@@ -3,7 +3,7 @@
 The log's entries say in their metadata how many outcomes they hold, and an index stands in one entry of a run: so counts are
 enough, and no outcome is read. What cannot be read, or does not add up, has not ended.
 
-Next: `batch_removal.py` and `batch_letters.py`, which ask.
+Next: `removal.py` and `letters.py`, which ask.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import layout
-from .batches import BatchLedger
-from .errors import MessageError
-from .ledger import Ledger
-from .message import BatchTotal
-from .ranges import from_text
-from .transports.base import BlobInfo
+from .. import layout
+from ..batches import BatchLedger
+from ..errors import MessageError
+from ..ledger import Ledger
+from ..message import BatchTotal
+from ..ranges import from_text
+from ..transports.base import BlobInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from . import layout
-from .batch_standing import Reckoned, Standing, reckon, standing_of
-from .batches import BatchLedger
-from .errors import ConditionFailed, JobQError, MessageError, NotFinished, ResultGone
-from .ledger import Ledger, remove_if_unchanged
-from .message import BatchMeta
-from .transports.base import BlobInfo, Store
+from .. import layout
+from ..batches import BatchLedger
+from ..errors import ConditionFailed, JobQError, MessageError, NotFinished, ResultGone
+from ..ledger import Ledger, remove_if_unchanged
+from ..message import BatchMeta
+from ..transports.base import BlobInfo, Store
+from .standing import Reckoned, Standing, reckon, standing_of
 
 AT_A_TIME = 16
 """Blobs removed side by side."""

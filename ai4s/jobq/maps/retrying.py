@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import layout
-from .batch_standing import reckon, standing_of
-from .batches import BatchLedger, PackInfo
-from .client import Client
-from .errors import NotFinished
-from .ledger import Ledger
-from .message import BatchMeta, BatchOrder, PackHeader
-from .ranges import from_text, to_text
+from .. import layout
+from ..batches import BatchLedger, PackInfo
+from ..client import Client
+from ..errors import NotFinished
+from ..ledger import Ledger
+from ..message import BatchMeta, BatchOrder, PackHeader
+from ..ranges import from_text, to_text
+from ..reruns import Fate
 from .reading import LONGEST_INDEX, Extent, failed, within
-from .reruns import Fate
+from .standing import reckon, standing_of
 
 RETRIED_AT_A_TIME = 50_000
 """Failures that one request names: a record holds a megabyte."""

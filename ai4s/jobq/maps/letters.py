@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from . import layout
-from .batch_standing import Reckoned, reckon, standing_of
-from .batches import BatchLedger
-from .errors import ResultGone
-from .ledger import Ledger
-from .message import BatchMeta, Failure
+from .. import layout
+from ..batches import BatchLedger
+from ..errors import ResultGone
+from ..ledger import Ledger
+from ..message import BatchMeta, Failure
+from ..transports.base import BlobInfo
 from .reading import Extent, Found, failed
-from .transports.base import BlobInfo
+from .standing import Reckoned, reckon, standing_of
 
 MOST_ENTRIES = 32
 """Entries of a log that are read for what its failures are."""

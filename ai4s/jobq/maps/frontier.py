@@ -13,9 +13,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from . import layout
-from .batches import BatchLedger, PackInfo
-from .packing import Entry
+from .. import layout
+from ..batches import BatchLedger, PackInfo
+from ..packing import Entry
 
 LISTING_PAYS_FROM = 8
 """Logs from which a listing is cheaper than a look at each."""
