@@ -351,7 +351,7 @@ TEXTS: dict[str, Hostile] = {
     "control characters": Hostile(raw("\x01\x7f\x1b"), NOT_BASE64),
     "terminal escapes and line breaks": Hostile(raw(ESCAPES.replace("\x00", "")), NOT_BASE64),
     "a secret for a message": Hostile(raw(f"AccountKey={SECRET}"), NOT_BASE64),
-    "JSON of another program": Hostile(raw('{"hello": [1, 2]}'), NOT_BASE64),
+    "JSON of another program": Hostile(raw('{"hello": [1, 2]}'), letter("message of ai4s-jobq 3.x")),
     "64 KiB of the letter A": Hostile(raw("A" * 65_536), NOT_OURS),
 }
 FRAMES: dict[str, Hostile] = {

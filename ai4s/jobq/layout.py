@@ -1,7 +1,7 @@
 """The names of everything in storage, in one place. Nothing else in the project spells one.
 
 All names are made from an app's name, a queue's name, a call's id and digests, which are checked where they enter:
-so no name can leave its folder. A call's id is `<client>-<n>`, or `key-<hash>` for a call with a key.
+so no name can leave its folder. A call's id is `<client>-<n>`, `key-<hash>` if it has a key, `msg-<id>` if it is a message of 3.x.
 
 Next: `transports/base.py` for what can be done under these names.
 """
@@ -22,12 +22,14 @@ RESERVED_QUEUES = frozenset({"failed"})
 
 WORKERS, RETRIES, CHECKPOINTS, CONTROL = "workers/", "retries/", "checkpoints/", "control/"
 RESULTS, ARGUMENTS, VALUES, KEYS, DEAD_LETTERS, BATCHES = "results/", "args/", "values/", "keys/", "failed/", "batches/"
+PAYLOADS, PROBES = "payloads/", "doctor/"
 """Prefixes that are listed."""
 
 CALLS_PER_PAGE = 4096
 """Outcomes under one prefix: one listing request, which holds up to 5,000 names, tells of them all."""
 
-CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0-9a-f]{40})")
+CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0-9a-f]{40})|msg-(?P<message>[0-9a-f]{32})")
+MESSAGE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")  # of Azure's queues
 RELATIVE = re.compile(r"[a-z0-9-]{1,100}(\.[0-9]{1,20})?")
 """A call's id, or `<batch>.<index>`, where it only says whose child a call is."""
 
@@ -43,10 +45,13 @@ ENTRY = re.compile(r"batches/(?P<batch>[a-z0-9-]+)/log/(?P<log>[0-9r.]+)/(?P<seq
 INPUT = re.compile(r"batches/(?P<batch>[a-z0-9-]+)/in/(?P<pack>[0-9]{6,9})")
 
 OUTCOME = re.compile(
-    r"results/(?:(?P<client>[a-z2-7]{16})/[0-9]{9}/(?P<n>[0-9]{12})|key/[0-9a-f]{2}/(?P<hash>[0-9a-f]{40}))(?:\.r(?P<run>[0-9]{1,9}))?"
+    r"results/(?:(?P<client>[a-z2-7]{16})/[0-9]{9}/(?P<n>[0-9]{12})|(?P<kind>key|msg)/[0-9a-f]{2}/(?P<hash>[0-9a-f]{32,40}))"
+    r"(?:\.r(?P<run>[0-9]{1,9}))?"
 )
+"""Outcomes are in the order of their calls' ids."""
+
 CLIENT_LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
-"""What a client's name, and `key`, may begin with."""
+"""What a client's name, `key` and `msg` may begin with."""
 
 RETRY_OF_ENTRY = re.compile(r"[0-9]{6,9}(?:\.r(?P<retry>[0-9]{1,6}))?(?:\.[0-9]+)*")
 BATCH_LETTER = re.compile(r"failed/(?P<queue>[A-Za-z0-9-]+)/(?P<batch>[a-z0-9]+(?:-[a-z0-9]+)*)")
@@ -87,12 +92,20 @@ def _suggestion(name: object, shortest: int) -> str:
 
 
 def queue_name(app: str, queue: str) -> str:
-    """The storage queue behind an app's queue.
-
-    >>> queue_name("myproj", "default"), queue_name("myproj", "gpu")
-    ('myproj', 'myproj-gpu')
-    """
+    """The storage queue behind an app's queue: `myproj` for its default one, `myproj-gpu` for "gpu"."""
     return app if queue == DEFAULT_QUEUE else f"{app}-{queue}"
+
+
+def queue_of(app: str, name: str, owner: str) -> str | None:
+    """Which queue of the app a storage queue is that names `owner`, or nobody: ai4s-jobq 3.x named none. None for another's."""
+    if name == app:
+        return DEFAULT_QUEUE if owner in (app, "") else None
+    return name.removeprefix(f"{app}-") if owner == app and name.startswith(f"{app}-") else None
+
+
+def old_letters_queue(app: str, queue: str) -> str:
+    """Where ai4s-jobq 3.x put the tasks of a queue that had failed."""
+    return f"{queue_name(app, queue)}-failed"
 
 
 def container_name(app: str) -> str:
@@ -108,6 +121,13 @@ def call_id(client: str, n: int) -> str:
 def keyed_call_id(digest: str) -> str:
     """The id of a call with a key, from the hash of app, task and key."""
     return f"key-{digest[:40]}"
+
+
+def message_call_id(message_id: str, app: str = "", queue: str = "") -> str:
+    """The id of a call that came as a message of ai4s-jobq 3.x: the message's where that is one of Azure's, else a hash of all."""
+    if MESSAGE_ID.fullmatch(message_id):
+        return f"msg-{message_id.replace('-', '').lower()}"
+    return f"msg-{sha256_of(chr(0).join((app, queue, message_id)).encode())[:32]}"
 
 
 def is_keyed(call: str) -> bool:
@@ -148,7 +168,7 @@ def check_batch_id(batch: str) -> str:
 
 
 def result_page(call: str) -> str | None:
-    """The prefix under which the outcome of this call and its neighbours lie; None for a call with a key, or of a batch."""
+    """The prefix under which the outcome of this call and its neighbours lie; None for one that has no neighbours."""
     if PACKED_ID.fullmatch(call):
         return None
     match = check_call_id(call)
@@ -156,16 +176,10 @@ def result_page(call: str) -> str | None:
 
 
 def result(call: str, run: int) -> str:
-    """The outcome of a run.
-
-    >>> result("abcdefgh234567ab-000000004097", 2)
-    'results/abcdefgh234567ab/000000001/000000004097.r2'
-    """
-    match, page = check_call_id(call), result_page(call)
-    suffix = "" if run == 1 else f".r{run}"
-    if page is None:
-        return f"results/key/{match['hash'][:2]}/{match['hash']}{suffix}"
-    return f"{page}{match['n']}{suffix}"
+    """The outcome of a run: results/abcdefgh234567ab/000000001/000000004097.r2, say, or results/key/<2 hex>/<hash>."""
+    check_call_id(call)
+    kind, _, name = call.partition("-")
+    return f"{result_page(call) or f'results/{kind}/{name[:2]}/'}{name}{'' if run == 1 else f'.r{run}'}"
 
 
 def run_of(result_name: str) -> tuple[str, int] | None:
@@ -173,8 +187,8 @@ def run_of(result_name: str) -> tuple[str, int] | None:
     match = OUTCOME.fullmatch(result_name)
     if match is None:
         return None
-    call = keyed_call_id(match["hash"]) if match["hash"] else call_id(match["client"], int(match["n"]))
-    return call, int(match["run"] or 1)
+    call = f"{match['kind']}-{match['hash']}" if match["kind"] else call_id(match["client"], int(match["n"]))
+    return (call, int(match["run"] or 1)) if CALL_ID.fullmatch(call) else None
 
 
 def call_of(name: str, folder: str) -> str | None:
@@ -238,9 +252,9 @@ def letter_parts(name: str) -> tuple[str, str, int]:
 
 
 def retries_beside(call: str) -> str:
-    """The prefix of the retry records of this call and of all others of its client, or of all calls with a key."""
-    match = check_call_id(call)
-    return f"{RETRIES}{match['client'] or 'key'}-"
+    """The prefix of the retry records of this call and of all others of its client, or of its kind where it has none."""
+    check_call_id(call)
+    return f"{RETRIES}{call.partition('-')[0]}-"
 
 
 def retry(call: str, run: int) -> str:
@@ -303,10 +317,7 @@ def batch_total(batch_id: str) -> str:
 
 
 def batch_arguments(batch_id: str, sha256: str) -> str:
-    """Large arguments of a call of a batch, or the keyword arguments of all; raises Malformed unless it is a SHA-256 in hex.
-
-    Not named after the call: which one has an index is open until the pack's input is there.
-    """
+    """Large arguments of a call of a batch, whose index is open yet, or the keyword arguments of all; Malformed for no SHA-256."""
     if not SHA256.fullmatch(sha256):
         raise Malformed(f"{sha256[:80]!r} is not a SHA-256 digest.")
     return f"{batch(batch_id)}args/{sha256}"

@@ -114,7 +114,7 @@ class Ledger:
         fits = isinstance(call.arguments, Spill) or len(call.arguments) <= MAX_INLINE_ARGUMENTS
         text = self.wire.seal_call(call, room_bytes=room_bytes) if fits else None
         if text is None and isinstance(call.arguments, bytes):
-            call = replace(call, arguments=await self._spill(layout.arguments(call.id), call.arguments))
+            call = replace(call, arguments=await self._spill(layout.arguments(call.id), call.arguments), version3=None)
             text = self.wire.seal_call(call, room_bytes=room_bytes)
         if text is None:
             raise ValueError(f"The options of call {call.id} do not fit into a message.")

@@ -5,7 +5,7 @@ to the app, the kind of record and its subject (a message's queue, an outcome's 
 Whatever the bytes are, unsealing ends in a record or in Malformed, SignatureInvalid or Unfit, having run no code
 and allocated no more than the bounds below. A message's text is the frame in base64, which no queue can mangle.
 The map leaves out defaults; names that this version does not know make a record Unfit, so that nothing is silently ignored.
-`successors`, `resources` and `trace` of a call are spoken for.
+`successors` and `trace` of a call are spoken for.
 
 Next: `ledger.py`, which stores what is sealed here; for messages, `transports/base.py`.
 """
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgpack
 
-from . import layout
+from . import layout, version3
 from .errors import Malformed, MessageError, SignatureInvalid, Unfit
 from .fields import from_map, to_map
 from .message import (
@@ -40,6 +40,7 @@ from .message import (
 )
 from .ranges import from_text
 from .signing import MAC_BYTES, Keyring
+from .transports.base import Delivery
 
 MAGIC = b"JQ"
 VERSION = 1
@@ -116,6 +117,8 @@ class Wire:
             _check_names(from_map(Call, dict(fields)))
         except MessageError as exc:
             raise ValueError(f"No worker would take this call: {exc}") from exc
+        if call.version3 is not None:
+            return version3.seal(call)
         frame = self._seal("call", call.queue, fields)
         return None if len(frame) > MAX_MESSAGE_BYTES - room_bytes else base64.b64encode(frame).decode("ascii")
 
@@ -123,6 +126,16 @@ class Wire:
         """The text of a pack's message, or None if it does not fit into one."""
         frame = self._seal("pack", pack.queue, to_map(pack))
         return None if len(frame) > MAX_MESSAGE_BYTES else base64.b64encode(frame).decode("ascii")
+
+    def unseal_delivery(self, delivery: Delivery, queue: str) -> Call | PackHeader:
+        """As `unseal_message`, of what a queue has delivered: also what ai4s-jobq 3.x had sent, which says less of itself."""
+        if not version3.is_version3(delivery.body):
+            return self.unseal_message(delivery.body, queue)
+        if self.keyring:
+            raise SignatureInvalid("It is a message of ai4s-jobq 3.x, which nobody has signed, and this app has a signing key.")
+        call = version3.unseal(delivery, app=self.app, queue=queue)
+        _check_names(call)
+        return call
 
     def unseal_message(self, text: str, queue: str) -> Call | PackHeader:
         """The call, or the header of a pack, in a message that came from `queue`."""
@@ -196,6 +209,8 @@ def _check_record(made: object) -> None:
     """Raise Malformed unless everything in a record that becomes part of a name has the form of one."""
     if isinstance(made, Call):
         _check_names(made)
+        if made.version3 is not None:
+            raise Malformed("It says that it came as a message of ai4s-jobq 3.x, and it did not.")
     elif isinstance(made, PackHeader):
         _check_pack(made)
     elif isinstance(made, BatchMeta):
