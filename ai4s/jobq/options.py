@@ -15,13 +15,17 @@ from typing import Any, TypedDict
 from . import layout
 from .codec import Codec, codec_named
 from .errors import DeclarationError
-from .message import Pool
+from .message import NO_NEEDS, SHELL_TASK, Pool, Resources
 from .printable import storable
 from .retry import LONGEST_SECONDS, RetryPolicy, retry_policy, whole_number
 from .wire import MAX_PACK_CALLS
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.<>@-]{0,199}")
 MAX_KEY_LENGTH = 1024
+LEAST_MEMORY_BYTES, MAX_MEMORY_BYTES = 1024**2, 1024**5
+"""What a task may declare. Less than a MiB is a number of gigabytes that somebody took for the unit."""
+
+MEMORY_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9998, 12, 31, tzinfo=UTC)
 
 
@@ -39,12 +43,14 @@ class TaskOptions:
     vector: int = 0
     """The longest list that the function takes; 0 for one item at a time."""
 
+    resources: Resources = NO_NEEDS
+
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
     """What `options()` changes for the calls of one configured copy; None leaves what the task says.
 
-    `eta` and `expires_at` are epoch seconds; `lifted` names the task's bounds ("timeout", "expires") that do not hold.
+    `eta` and `expires_at` are epoch seconds; `lifted` names what the task says ("timeout", "expires", "gpus", …) and does not hold.
     """
 
     countdown_seconds: float = 0
@@ -56,6 +62,7 @@ class CallOptions:
     timeout_seconds: float | None = None
     key: str | None = None
     rerun_failed: bool = False
+    resources: Resources = NO_NEEDS
     lifted: frozenset[str] = frozenset()
 
 
@@ -71,6 +78,9 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "codec": "cloudpickle",
     "pool": None,
     "vector": None,
+    "gpus": None,
+    "cpus": None,
+    "memory": None,
 }
 
 
@@ -85,6 +95,9 @@ class CallChanges(TypedDict, total=False):
     timeout: float | timedelta | None
     key: str | None
     rerun_failed: bool
+    gpus: int | None
+    cpus: int | None
+    memory: int | str | None
 
 
 CALL_OPTIONS = tuple(CallChanges.__annotations__)
@@ -103,6 +116,7 @@ def task_options(app: str, given: Mapping[str, Any], *, is_async: bool) -> TaskO
         codec=codec_named(said["codec"]),
         pool=_pool(said["pool"], is_async=is_async, has_timeout=said["timeout"] is not None),
         vector=_vector(said["vector"], is_async=is_async),
+        resources=_needs(_gpus(said["gpus"]), _cpus(said["cpus"]), _memory_bytes(said["memory"])),
     )
 
 
@@ -137,6 +151,9 @@ _CALL_SETTERS: Mapping[str, Callable[[str, CallOptions, Any], CallOptions]] = {
     "timeout": lambda app, base, value: replace(base, timeout_seconds=_seconds_or_none("timeout", value)),
     "key": lambda app, base, value: replace(base, key=_key(value)),
     "rerun_failed": lambda app, base, value: replace(base, rerun_failed=_flag("rerun_failed", value)),
+    "gpus": lambda app, base, value: replace(base, resources=replace(base.resources, gpus=_gpus(value))),
+    "cpus": lambda app, base, value: replace(base, resources=replace(base.resources, cpus=_cpus(value))),
+    "memory": lambda app, base, value: replace(base, resources=replace(base.resources, memory_bytes=_memory_bytes(value))),
 }
 
 
@@ -183,6 +200,8 @@ def _task_name(name: object) -> str:
         raise DeclarationError(
             f"A task's name is 1 to 200 letters, digits, dots, hyphens and underscores, as in 'proj.square'; got {name!r}."
         )
+    if name == SHELL_TASK:
+        raise DeclarationError(f"{name!r} is built in, and runs what app.shell(...) submits: take another name.")
     return name
 
 
@@ -221,6 +240,42 @@ def _vector(value: object, *, is_async: bool) -> int:
     if whole_number("vector", value, least=1) > MAX_PACK_CALLS:
         raise DeclarationError(f"vector must be at most {MAX_PACK_CALLS}; got {value!r}.")
     return whole_number("vector", value, least=1)
+
+
+def resources_of(task: TaskOptions, chosen: CallOptions) -> Resources:
+    """What a call needs: what was chosen for it, else what its task declares, unless that was lifted."""
+    said, own, lifted = chosen.resources, task.resources, chosen.lifted
+    if said == NO_NEEDS and not lifted:
+        return own
+    return _needs(
+        own.gpus if said.gpus is None and "gpus" not in lifted else said.gpus,
+        own.cpus if said.cpus is None and "cpus" not in lifted else said.cpus,
+        own.memory_bytes if said.memory_bytes is None and "memory" not in lifted else said.memory_bytes,
+    )
+
+
+def _needs(gpus: int | None, cpus: int | None, memory_bytes: int | None) -> Resources:
+    """As a record; the one that all calls share that need nothing."""
+    needs = Resources(gpus, cpus, memory_bytes)
+    return NO_NEEDS if needs == NO_NEEDS else needs
+
+
+def _gpus(value: object) -> int | None:
+    return None if value is None else whole_number("gpus", value, least=0)
+
+
+def _cpus(value: object) -> int | None:
+    return None if value is None else whole_number("cpus", value, least=1)
+
+
+def _memory_bytes(value: object) -> int | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT])(?:iB|B)?", value, re.IGNORECASE) if isinstance(value, str) else None
+    number = int(float(match[1]) * MEMORY_UNITS[match[2].upper()]) if match else value
+    if isinstance(number, bool) or not isinstance(number, int) or not LEAST_MEMORY_BYTES <= number <= MAX_MEMORY_BYTES:
+        raise DeclarationError(f"memory must be a text such as '500M' or '8G', or bytes, from a MiB to a PiB; got {value!r}.")
+    return number
 
 
 def _refuse_thread_timeout(pool: Pool, *, has_timeout: bool) -> None:
