@@ -15,7 +15,7 @@ from figures import RESULTS, Figure, Result, Series, number
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
-GROUPS = ("throughput", "single_calls", "vector", "dealing", "large_data", "growth")
+GROUPS = ("throughput", "single_calls", "vector", "dealing", "large_data", "shell_work", "downloads", "growth")
 
 INTRODUCTION = """\
 # Performance
