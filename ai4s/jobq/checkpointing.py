@@ -13,12 +13,16 @@ import os
 import tarfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from .codec import Codec
 from .errors import JobQError
 from .message import Form
+
+FOLDER = ".d"
+"""What is added to the name of the file by which checkpoints pass."""
 
 
 class Vault(Protocol):
@@ -44,6 +48,11 @@ class Checkpointing:
     def __init__(self, vault: Vault, codec: Codec) -> None:
         self._vault, self._codec = vault, codec
         self._one_at_a_time = threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        """Where this call may keep files while it runs; it is not made yet, and goes with the call, whatever ends that."""
+        return self._vault.path.with_name(f"{self._vault.path.name}{FOLDER}")
 
     def save(self, value: object) -> bool:
         """Keep `value` for the next attempt; durable when this returns.
@@ -136,9 +145,25 @@ class Checkpointing:
         return form is not None
 
 
+def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """What is in a folder, by path, size and time of the last change: two are equal if nothing has changed between them."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118  # (see below)
+        for name in (*names, *links):
+            path = os.path.join(place, name)  # noqa: PTH118  # a Path for each of a hundred thousand files takes its time
+            with suppress(FileNotFoundError):  # it was removed just now
+                status = os.lstat(path)
+                found.add((os.path.relpath(path, folder), status.st_size, status.st_mtime_ns))
+    return frozenset(found)
+
+
 def _pack(folder: Path, packed: Path) -> None:
+    before = fingerprint(folder)
     with tarfile.open(packed, "w") as archive:
         archive.add(folder, arcname=".", filter=_restorable)
+    if fingerprint(folder) != before:
+        raise OSError("what is in the folder has changed")
 
 
 def _restorable(member: tarfile.TarInfo) -> tarfile.TarInfo:

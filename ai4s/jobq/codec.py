@@ -1,5 +1,7 @@
 """Values to bytes and back: cloudpickle (takes nearly everything, and is code) or msgpack (plain data, and safe).
 
+A third one, for the built-in task that runs shell commands, is msgpack that besides knows what may come of a command.
+
 Encoding happens where the user is, so what cannot travel is refused there, by name. Whether bytes may be decoded at all is
 not decided here: `wire.py` has verified them before. Large buffers (arrays, bytes) are never copied into a pickle: they stay
 pieces beside it, in a container of `buffers.py` where unpickling is to map them rather than to copy them once more.
@@ -21,9 +23,11 @@ import msgpack
 
 from . import buffers
 from .buffers import BUFFER_BYTES, Readable
-from .errors import DeclarationError, JobQError, NotSerializable, Unfit
+from .errors import CommandFailed, DeclarationError, JobQError, Malformed, NotSerializable, Unfit
+from .fields import from_map, to_map
 from .parts import Parts, gathered
 from .printable import describe, kind
+from .shell_result import ShellResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class Unresolved(Exception):
     """What a value refers to cannot be had: neither its bytes' fault nor its class's, so decoding raises it as it is."""
 
 
+class Hindered(Unresolved):
+    """The machine has no room for what a call needs, or the storage did not answer: not the call's fault."""
+
+
 Guard = Callable[[object], None]
 """Called with objects of a value before they are encoded; raises to refuse one."""
 
@@ -65,6 +73,10 @@ class Codec(Protocol):
 
     @property
     def allows_pickle(self) -> bool: ...
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """The exceptions that it can encode."""
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded: ...
 
@@ -126,6 +138,7 @@ class CloudpickleCodec:
 
     name = "cloudpickle"
     allows_pickle = True
+    errors: tuple[type[BaseException], ...] = (BaseException,)
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
         file = _Pieces()
@@ -175,6 +188,7 @@ class MsgpackCodec:
 
     name = "msgpack"
     allows_pickle = False
+    errors: tuple[type[BaseException], ...] = ()
 
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
         try:
@@ -224,11 +238,39 @@ def _check_scalar(value: Any, guard: Guard | None) -> None:
     )
 
 
+class ShellCodec(MsgpackCodec):
+    """As msgpack; and a ShellResult or a CommandFailed as a whole, which become a map with a tag."""
+
+    name = "shell"
+    errors = (CommandFailed,)
+
+    def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
+        if isinstance(value, ShellResult):
+            value = {_TAG: "result", **to_map(value)}
+        elif isinstance(value, CommandFailed):
+            value = {_TAG: "failure", "message": str(value), "exit_code": value.exit_code, "output": value.output}
+        return super().dumps(value, guard)
+
+    def loads(self, data: Readable) -> Any:
+        value = super().loads(data)
+        if not isinstance(value, dict) or (tag := value.pop(_TAG, None)) is None:
+            return value
+        try:
+            return from_map(ShellResult, value) if tag == "result" else CommandFailed(**value)
+        except (TypeError, Malformed, Unfit) as exc:
+            raise NotSerializable(f"The bytes do not say what came of a command: {_reason(exc)}") from exc
+
+
+_TAG = "jobq.shell"
+"""No keyword argument is named so."""
+
+SHELL_CODEC = ShellCodec()
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (CloudpickleCodec(), MsgpackCodec())}
+_ALL_CODECS: dict[str, Codec] = {**_CODECS, SHELL_CODEC.name: SHELL_CODEC}
 
 
 def codec_named(name: object) -> Codec:
-    """The codec of this name; raises DeclarationError that lists them."""
+    """The codec of this name, for a task of the user's; raises DeclarationError that lists them."""
     if not isinstance(name, str) or name not in _CODECS:
         raise DeclarationError(f"codec must be one of {', '.join(map(repr, _CODECS))}; got {name!r}.")
     return _CODECS[name]
@@ -236,9 +278,9 @@ def codec_named(name: object) -> Codec:
 
 def codec_of(record: str) -> Codec:
     """The codec that a record names; raises Unfit for one that this version does not have."""
-    if record not in _CODECS:
+    if record not in _ALL_CODECS:
         raise Unfit(f"It is encoded with {record[:40]!r}, which this process does not know: update ai4s-jobq.")
-    return _CODECS[record]
+    return _ALL_CODECS[record]
 
 
 def _reason(exc: BaseException) -> str:

@@ -11,6 +11,8 @@
     ├── MapInterrupted            the source of a map raised; carries the batch of what was submitted
     ├── NotFinished               forget() of a call that has no outcome yet
     ├── ResultTimeout             a wait that ran out (also a TimeoutError)
+    ├── ProcessDied               a process of `run_in_process` ended before its function did
+    ├── CommandFailed             a shell command ended with another exit code than 0; carries it, and the end of the output
     ├── CallError                 a call ended without a value; carries id, attempts, worker
     │   ├── TaskFailed            its exception could not be rebuilt here
     │   ├── WorkerDied            its process died too often
@@ -92,6 +94,28 @@ class NotFinished(JobQError):
 
 class ResultTimeout(JobQError, TimeoutError):
     """No outcome within the time given; the call goes on."""
+
+
+class ProcessDied(JobQError):
+    """The process that ran a function for run_in_process ended without an answer."""
+
+
+class CommandFailed(JobQError):
+    """A shell command failed."""
+
+    def __init__(self, message: str | None = None, *, exit_code: int = 1, output: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """As bash says it: 128 and the signal's number for one that a signal ended."""
+        self.output = output
+        """The end of what it wrote to stdout and stderr, without the secrets that are known to be some."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_command_failed, (str(self), self.exit_code, self.output))
+
+
+def _rebuild_command_failed(message: str, exit_code: int, output: str) -> CommandFailed:
+    return CommandFailed(message, exit_code=exit_code, output=output)
 
 
 class CallError(JobQError):

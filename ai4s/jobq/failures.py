@@ -1,6 +1,6 @@
 """Exceptions to records and back: what a caller is told about a run that did not succeed.
 
-A record always has the type, text and traceback as text; the pickled exception only where the codec allows pickles and it
+A record always has the type, text and traceback as text; the encoded exception only where the codec takes it and it
 survives a round trip, and holds no secret that the text is not to show. Whatever the user's exception does in `str`, `repr`
 or pickling, a record comes out, of bounded size.
 
@@ -19,6 +19,7 @@ from .errors import (
     CallExpired,
     CallRefused,
     CallTimedOut,
+    CommandFailed,
     NotSerializable,
     TaskFailed,
     WorkerDied,
@@ -28,7 +29,8 @@ from .printable import describe, has_secret, kind, redacted, storable
 
 MAX_TYPE_CHARS = 200
 MAX_TRACEBACK_CHARS = 32_000
-MAX_EXCEPTION_BYTES = 64 * 1024
+MAX_EXCEPTION_BYTES = 72 * 1024
+"""Room for the output of a command that failed, and what is said about it."""
 
 _ERRORS: dict[Cause, type[CallError]] = {
     Cause.RAISED: TaskFailed,
@@ -56,8 +58,9 @@ def failure_of(exc: BaseException, codec: Codec) -> Failure:
         cause=Cause.RAISED,
         type=kind(exc)[:MAX_TYPE_CHARS],
         message=describe(exc),
-        traceback=_traceback(exc),
-        exception=_pickled(exc, codec) if codec.allows_pickle else None,
+        # Of a command there is none that could be of interest: its own is in its output.
+        traceback="" if isinstance(exc, CommandFailed) else _traceback(exc),
+        exception=_encoded(exc, codec) if isinstance(exc, codec.errors) else None,
     )
 
 
@@ -85,21 +88,24 @@ def _without_our_frames(exc: BaseException) -> TracebackType | None:
     return frames or exc.__traceback__
 
 
-def _pickled(exc: BaseException, codec: Codec) -> bytes | None:
+def _encoded(exc: BaseException, codec: Codec) -> bytes | None:
     try:
         data = codec.dumps(exc).data
-        if len(data) > MAX_EXCEPTION_BYTES or _tells(exc, data) or type(codec.loads(data)) is not type(exc):
+        if len(data) > MAX_EXCEPTION_BYTES or _tells(exc, data, codec) or type(codec.loads(data)) is not type(exc):
             return None
     except NotSerializable:
         return None
     return data
 
 
-def _tells(exc: BaseException, data: bytes) -> bool:
+def _tells(exc: BaseException, data: bytes, codec: Codec) -> bool:
     """Whether a secret would travel in the pickle: as text in it, or in what its arguments and fields look like.
 
     Rebuilt without it, it would be another exception; so the caller gets TaskFailed, with the text that may be shown.
     """
+    if isinstance(exc, CommandFailed) and not codec.allows_pickle:
+        # All that travels is known here, and looked at text by text: side by side, two harmless ones may look like a secret.
+        return has_secret(str(exc)) or has_secret(exc.output)
     try:
         return has_secret(data) or has_secret(f"{exc.args!r} {vars(exc)!r}")
     except BaseException:  # noqa: BLE001  # repr is user code
@@ -124,7 +130,7 @@ def exception_of(outcome: Outcome) -> BaseException | None:
 
 def _rebuilt(failure: Failure, codec_name: str) -> BaseException | None:
     codec = codec_of(codec_name)
-    if failure.exception is None or not codec.allows_pickle:
+    if failure.exception is None or not codec.errors:
         return None
     try:
         exc = codec.loads(failure.exception)

@@ -11,6 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+SHELL_TASK = "jobq.shell"
+"""The built-in task that runs a shell command; every worker has it."""
+
+V3_TASK = "jobq.v3"
+"""The task of messages of ai4s-jobq 3.x that are no shell commands; whoever has such messages declares it."""
+
 
 class State(StrEnum):
     """How a run ended. Nothing else is ever stored as an outcome's state."""
@@ -98,12 +104,35 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
+class Version3:
+    """What a message of ai4s-jobq 3.x said beside its budget, so that it can go back as one: `kwargs` is JSON text."""
+
+    version: int
+    id: str
+    kwargs: str
+    reply_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a call needs of its worker while it runs, in whole devices and cores; None where it declares nothing."""
+
+    gpus: int | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+
+
+NO_NEEDS = Resources()
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One invocation of a task, as it travels: what to run, within which bounds, and what happened so far.
 
     `arguments` is what the codec made of `(args, kwargs)`. `function` and `ship` name payloads by their SHA-256; `python`
     is stamped ("3.11") only where code travels by value. `sent`, `eta` and `expires` are epoch seconds by the server's clock.
     `mark` is the token of an attempt that began and has not settled; `alone` says that it must share no process from now on.
+    `version3` is there where it came as a message of ai4s-jobq 3.x, and then it travels as one.
     """
 
     id: str
@@ -121,6 +150,7 @@ class Call:
     backoff: Backoff = Backoff()
     max_deaths: int = 3
     timeout_seconds: float | None = None
+    resources: Resources = NO_NEEDS
     eta: float | None = None
     expires: float | None = None
     root: str | None = None
@@ -132,6 +162,7 @@ class Call:
     alone: bool = False
     mark: str | None = None
     checkpoint: Checkpoint | None = None
+    version3: Version3 | None = None
 
     @property
     def attempt(self) -> int:
@@ -141,7 +172,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run did not succeed. `exception` is a pickle, and only where the call's codec allows pickles."""
+    """Why a run did not succeed. `exception` is as the call's codec encodes it, where that can."""
 
     cause: Cause
     type: str
