@@ -24,7 +24,7 @@ from ai4s.jobq import layout
 from ai4s.jobq.clock import boottime
 from ai4s.jobq.errors import MessageError, Unreachable
 from ai4s.jobq.ledger import Ledger
-from ai4s.jobq.message import Call, DeadLetter, Outcome, Pool, State
+from ai4s.jobq.message import V3_TASK, Call, DeadLetter, Outcome, Pool, State
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt, Store, Transport
 from ai4s.jobq.transports.local import LocalTransport
@@ -215,6 +215,13 @@ class ThroughTransport:
     def store(self, container: str) -> Store:
         return cast("Store", Through(self._behind.store(container), self._process))
 
+    @property
+    def credential(self) -> str:
+        return self._behind.credential
+
+    async def queues(self, prefix: str) -> dict[str, str]:
+        return cast("dict[str, str]", await self._process.request(self._behind.queues, prefix))
+
     async def server_time(self) -> float:
         return cast("float", await self._process.request(self._behind.server_time))
 
@@ -304,7 +311,13 @@ class World:
         """Note a request that was done."""
         self.done.append(label)
         if label == "renew" and body is not None:
-            self.begun.append(self.ledger.wire.unseal_call(body, QUEUE).attempt)
+            self.begun.append(self.read_call(body).attempt)
+
+    def read_call(self, body: str) -> Call:
+        """The call in a message, which may be one of ai4s-jobq 3.x that says which call it is."""
+        found = self.ledger.wire.unseal_delivery(Delivery(Receipt("", ""), body, 1, 0, 0, 0), QUEUE)
+        assert isinstance(found, Call)
+        return found
 
     def read_outcome(self, name: str, data: bytes) -> Outcome | None:
         """The outcome in these bytes; None for a tombstone, and for what cannot be read."""
@@ -392,7 +405,7 @@ class WorkerProcess(Process):
         folder = world.folder / f"worker-{next(_APPS)}"
         folder.mkdir()
         slots = Slots({Pool.PROCESS: 2, Pool.ASYNC: 2, Pool.THREAD: 2}, {Pool.PROCESS})
-        duties = Duties("worker", {TASK: Pool.PROCESS} if knows else {})
+        duties = Duties("worker", {TASK: Pool.PROCESS, V3_TASK: Pool.PROCESS} if knows else {})
         interruptions = Interruptions()
         orders = Orders(ledger, [Line(QUEUE, world.queue)], ways=Ways(interruptions, Shutdown(1)))
         executors = cast("Executors", self)
@@ -413,7 +426,7 @@ class WorkerProcess(Process):
     def redelivered(self) -> bool:
         """Whether the message that is worked on may have been worked on before."""
         assert self.delivery is not None
-        return self.delivery.dequeue_count > 1 or self.here.ledger.wire.unseal_call(self.delivery.body, QUEUE).resent
+        return self.delivery.dequeue_count > 1 or self.here.read_call(self.delivery.body).resent
 
     async def live(self) -> None:
         """Receive one message and work on it, to its end or to one's own."""

@@ -98,6 +98,15 @@ class MemoryTransport:
         """The container of this name."""
         return MemoryStore(self.place, container)
 
+    @property
+    def credential(self) -> str:
+        """There is nobody to keep out."""
+        return "nothing"
+
+    async def queues(self, prefix: str) -> dict[str, str]:
+        """The queues of a prefix."""
+        return {name: box.app for name, box in self.place.queues.items() if name.startswith(prefix)}
+
     async def server_time(self) -> float:
         """The server's clock."""
         return self.place.server_clock()

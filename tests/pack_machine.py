@@ -26,6 +26,9 @@ from virtual_time import virtual_clocks
 from ai4s.jobq.lifecycle import Preempted
 
 MOST_WORKERS = 4
+MOST_LIVES = 120
+"""Workers, one after the other on a machine, after which a message is taken to come again for ever: sound histories have 20."""
+
 FAULTS = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.ANSWER_LOST, Fault.NOT_DONE)
 FOR_EVER_SECONDS = 40 * 24 * 3600.0
 
@@ -154,7 +157,7 @@ class History:
 
     async def _work(self, world: PackWorld) -> None:
         """One machine: worker after worker, until there is nothing to do."""
-        for _ in range(400):
+        for _ in range(MOST_LIVES):
             if not world.messages:
                 return
             worker = PackWorker(self.dice, world, self.doing)

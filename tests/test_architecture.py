@@ -19,13 +19,12 @@ PACKAGE = "ai4s.jobq"
 
 # From the ground up. A name is a module or a package of ai4s.jobq; imports go sideways or downward.
 LAYERS = (
-    "errors message printable fields ranges retry lifecycle config clock version parts buffers",
-    "codec signing wire spill layout transports merging ledger packing batches",
+    "errors message printable fields ranges retry lifecycle config clock version parts buffers shell_result",
+    "codec signing version3 wire spill layout transports merging ledger packing batches",
     (
-        "portal client failures payload options checkpointing running resource stored submission task waiting reruns "
-        "control sweeping handle gathering letters dead_letters background app batch workflow schedule pack_maker "
-        "batch_standing batch_removal batch_retrying batch_letters mapping feeding frontier reading outcomes progress "
-        "progress_bar streaming"
+        "portal client failures named_task payload options checkpointing running resource stored submission task waiting reruns "
+        "control sweeping handle gathering letters dead_letters old_letters background app workflow schedule declaration "
+        "machine_files granted process_work sessions sigterm maps blobs overview shell doctor"
     ),
     "worker",
     "telemetry cli dashboard integrations inline inline_packs testing",

@@ -75,7 +75,7 @@ def test_a_module_that_is_not_there_is_named(new: NewProject) -> None:
     """A wrong module ends the worker with code 2 and a line that names it and says where to run."""
     error = one_error(new().worker(target="no_such_module:app", ready=False), MISUSED)
     assert "there is no module 'no_such_module'" in error
-    assert "Run the worker where the module lies, or install it" in error
+    assert "Run this where the module lies, or install it" in error
 
 
 def test_a_wrong_attribute_is_named_beside_the_right_one(new: NewProject) -> None:
@@ -521,8 +521,7 @@ def test_a_worker_that_knows_the_task_runs_what_another_put_aside(new: NewProjec
     )
     old.until_says("put aside for 30 s")
     old.kill()
-    # Its hour is over: what no receipt can do, the folder's own clock does.
-    make_visible(project)
+    project.make_visible()
     project.worker("--concurrency", "1", LATER="1")
     assert project.app.handle(call).result(timeout=30) == 1
 
@@ -545,15 +544,6 @@ def one_line(worker: WorkerProcess) -> str:
     lines = error_lines(worker)
     assert len(lines) == 1, worker.log
     return lines[0]
-
-
-def make_visible(project: Project) -> None:
-    """Let the delays of all messages in the project's folder be over."""
-    import contextlib
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(Path(project.url.removeprefix("local://")) / "jobq.db")) as database, database:
-        database.execute("UPDATE messages SET visible_at = 0")
 
 
 def test_every_error_of_ours_is_a_jobq_error() -> None:

@@ -50,7 +50,7 @@ def wait_for(table, path):
 """
 
 MIB = 1024 * 1024
-GROWTH = 96 * 1024 * 1024
+GROWTH = 64 * MIB
 
 
 @pytest.fixture
@@ -89,17 +89,17 @@ def growth(project: Project, mebibytes: int) -> int:
 
 
 def test_a_large_array_passes_a_folder_and_not_the_supervisor(new: NewProject) -> None:
-    """256 MiB in and out grow its peak of memory by less than 96 MiB."""
+    """256 MiB in and out grow its peak of memory by less than 64 MiB."""
     project = new(TASKS)
     project.worker("--concurrency", "1")
     assert growth(project, 256) < GROWTH
 
 
 def test_a_large_array_passes_an_account_and_not_the_supervisor(new: NewProject, azurite_url: str) -> None:
-    """128 MiB in and out grow its peak of memory by less than 96 MiB."""
+    """64 MiB in and out grow its peak of memory by less than 64 MiB."""
     project = new(TASKS, url=azurite_url)
     project.worker("--concurrency", "1")
-    assert growth(project, 128) < GROWTH
+    assert growth(project, 64) < GROWTH
 
 
 def test_a_stored_object_is_fetched_once_by_a_machine(new: NewProject, place_url: str, temporary: Path) -> None:

@@ -143,26 +143,27 @@ def project(new: NewProject, place_url: str) -> Project:
 
 
 def test_ten_thousand_calls(project: Project) -> None:
-    """In order, for far fewer requests than calls."""
+    """In order; submitting takes a few requests. Who reads looks again and again, in pauses that grow."""
     with counted(project.app) as requests:
         batch = project.task("square").map(range(10_000))
         assert list(batch) == [x * x for x in range(10_000)]
-    assert sum(requests.values()) < 150, requests
+    assert requests["put"] + requests["send"] <= 40, requests
+    assert requests["get"] + requests["list"] < 500, requests
     progress = batch.progress()
     assert (progress.done, progress.failed, progress.total) == (10_000, 0, 10_000)
     until(lambda: project.depth() == 0, what="all messages to be gone")
 
 
-@pytest.mark.parametrize("items", [0, 1, 2, 9])
-def test_few_calls(items: int, project: Project) -> None:
+def test_few_calls(project: Project) -> None:
     """From none on."""
-    assert list(project.task("square").map(range(items))) == [x * x for x in range(items)]
+    for items in (0, 1, 2, 9):
+        assert list(project.task("square").map(range(items))) == [x * x for x in range(items)]
 
 
-@pytest.mark.parametrize("name", ["square", "async_square", "thread_square"])
-def test_every_pool(name: str, project: Project) -> None:
+def test_every_pool(project: Project) -> None:
     """Processes, event loops, threads."""
-    assert list(project.task(name).map(range(300))) == [x * x for x in range(300)]
+    for name in ("square", "async_square", "thread_square"):
+        assert list(project.task(name).map(range(300))) == [x * x for x in range(300)], name
 
 
 def test_plain_data(project: Project) -> None:
@@ -233,7 +234,7 @@ def test_what_cannot_travel_back_fails_alone(project: Project) -> None:
 def test_a_killed_worker_loses_nothing(new: NewProject, place_url: str) -> None:
     """Another one goes on with what was not logged; a value that was read stays."""
     project = new(TASKS, url=place_url)
-    first = project.worker("--concurrency", "2")
+    first = project.worker("--concurrency", "2", "--lease", "10s")
     batch = project.task("sleeps").map([0.02] * 300, pack=100)
     until(lambda: len(project.lines("began")) > 50, what="calls to run")
     os.kill(first.pid, signal.SIGKILL)
@@ -373,7 +374,11 @@ noted.map(items(), batch="campaign", key=str)
 """
 
 
-@pytest.mark.parametrize("dies_at", [0, 5, 300, 999])
+@pytest.mark.parametrize(
+    ("place_url", "dies_at"),
+    [("local", 0), ("local", 5), ("local", 300), ("local", 999), ("azurite", 300)],
+    indirect=["place_url"],
+)
 def test_a_campaign_goes_on_after_a_crash_of_its_producer(dies_at: int, project: Project) -> None:
     """The values are all there, and only calls whose message may have been lost may run twice."""
     crashed = project.run("produce.py", PRODUCER.format(module=project.module.__name__, dies_at=dies_at))

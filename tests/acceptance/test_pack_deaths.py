@@ -146,7 +146,7 @@ def test_what_was_flushed_before_a_kill_is_not_run_again(new: NewProject) -> Non
     """A worker is killed with a pack half done: the next one runs only what had no outcome in the log."""
     project = new("import tempfile\n" + TASKS.replace("\\", "\\"))
     batch = project.task("short_then_waits").map(range(24), pack=24)
-    first = project.worker("--concurrency", "4")
+    first = project.worker("--concurrency", "4", "--lease", "10s")
     until(lambda: batch.progress().done >= 20, what="20 logged")
     first.kill()
     (project.folder / "go").touch()

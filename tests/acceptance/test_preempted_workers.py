@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import storage_spy
@@ -48,6 +49,10 @@ def until_preempted():
 @app.task
 def square(x):
     return x * x
+
+@app.task
+def preempted_now():
+    return preempted()
 
 @app.task
 def in_a_process():
@@ -105,10 +110,16 @@ def sees_it_come_and_go():
 
 @dataclass
 class Way:
-    """How a worker is told that it has to go, and what it must be started with for that."""
+    """How a worker is told that it has to go, what it must be started with for that, and what makes it go."""
 
     tell: Callable[[WorkerProcess], object]
     variables: dict[str, str] = field(default_factory=dict)
+    end: Callable[[WorkerProcess], object] = lambda worker: None
+
+    def gone(self, worker: WorkerProcess) -> None:
+        """See it end as one that was preempted, now that it has given back what it had."""
+        self.end(worker)
+        assert worker.wait() == PREEMPTED, worker.log
 
 
 @pytest.fixture
@@ -124,7 +135,9 @@ def way(request: pytest.FixtureRequest) -> Way:
     if request.param == "signal":
         return Way(lambda worker: worker.signal(signal.SIGTERM))
     azure = request.getfixturevalue("azure")
-    return Way(lambda worker: azure.announce(seconds=8), {"JOBQ_METADATA_URL": azure.url})
+    # It waits for its machine to go, which ends processes first.
+    end = partial(WorkerProcess.signal, number=signal.SIGTERM)
+    return Way(lambda worker: azure.announce(seconds=6), {"JOBQ_METADATA_URL": azure.url}, end)
 
 
 @pytest.fixture
@@ -137,6 +150,12 @@ def anywhere(new: NewProject, place_url: str) -> Project:
 def project(new: NewProject) -> Project:
     """A project on a folder."""
     return new(TASKS)
+
+
+# A worker learns in the same way at either place that its machine goes.
+ways_and_places = pytest.mark.parametrize(
+    ("place_url", "way"), [("local", "signal"), ("local", "notice"), ("azurite", "signal")], indirect=True
+)
 
 
 def begun(project: Project, attempts: int) -> None:
@@ -153,6 +172,7 @@ def returned(project: Project) -> Call:
 # What runs, and what waits.
 
 
+@ways_and_places
 def test_what_waits_goes_back_and_what_runs_is_told(anywhere: Project, way: Way) -> None:
     """Calls that were fetched ahead are visible within two seconds; tasks of every kind learn that they have to end, and may."""
     worker = anywhere.worker("--concurrency", "1", "--grace", "12s", **way.variables)
@@ -170,9 +190,10 @@ def test_what_waits_goes_back_and_what_runs_is_told(anywhere: Project, way: Way)
     assert [handle.result(timeout=30) for handle in running] == [True] * 3
     anywhere.worker("--concurrency", "1")
     assert [handle.result(timeout=30) for handle in waiting] == [n * n for n in range(25)]
-    assert worker.wait() == PREEMPTED, worker.log
+    way.gone(worker)
 
 
+@ways_and_places
 def test_a_task_that_saves_and_asks_for_another_attempt_goes_on_from_there(anywhere: Project, way: Way) -> None:
     """A checkpoint and `raise Retry()`: the call is back at once, uncharged, and its next attempt loads the checkpoint."""
     worker = anywhere.worker("--concurrency", "1", "--grace", "12s", **way.variables)
@@ -183,13 +204,14 @@ def test_a_task_that_saves_and_asks_for_another_attempt_goes_on_from_there(anywh
     assert (call.errors, call.deaths, call.preemptions) == (0, 0, 1)
     assert call.checkpoint is not None
     assert call.mark is None
-    assert worker.wait() == PREEMPTED, worker.log
+    way.gone(worker)
     (anywhere.folder / "go").touch()
     anywhere.worker("--concurrency", "1")
     assert handle.result(timeout=30) == 1
     assert anywhere.lines("begun") == ["0", "1"]
 
 
+@ways_and_places
 def test_a_task_that_does_not_care_is_stopped_and_given_back(anywhere: Project, way: Way) -> None:
     """Within the time there is, uncharged, whether it runs alone or with others in one process."""
     worker = anywhere.worker("--concurrency", "2", "--grace", "5s", **way.variables)
@@ -198,9 +220,9 @@ def test_a_task_that_does_not_care_is_stopped_and_given_back(anywhere: Project, 
     way.tell(worker)
     worker.until_says("no new work")
     began = time.monotonic()
-    assert worker.wait() == PREEMPTED, worker.log
-    assert time.monotonic() - began < 9 + BUSY_SECONDS
     call = returned(anywhere)
+    assert time.monotonic() - began < 7 + BUSY_SECONDS
+    way.gone(worker)
     assert (call.errors, call.deaths, call.preemptions, call.mark) == (0, 0, 1, None)
     anywhere.worker("--concurrency", "1")
     assert handle.result(timeout=30) == 2
@@ -246,17 +268,22 @@ def test_a_notice_that_is_withdrawn_lets_the_worker_go_on(anywhere: Project, azu
     assert worker.wait() == 0, worker.log
 
 
-def test_an_idle_worker_waits_for_what_becomes_of_a_notice(project: Project, azure: MetadataServer) -> None:
-    """It neither ends nor takes anything as long as the notice may be withdrawn, and goes before the machine does."""
-    worker = project.worker("--concurrency", "1", JOBQ_METADATA_URL=azure.url)
-    azure.announce(seconds=8)
-    worker.until_says("no new work")
-    began = time.monotonic()
-    handle = project.task("square").delay(3)
+def test_a_worker_whose_machine_stays_goes_on(project: Project, azure: MetadataServer) -> None:
+    """It gives back what it runs, waits, and works again some time after the machine was to go, whatever is still announced."""
+    worker = project.worker("--concurrency", "1", JOBQ_METADATA_URL=azure.url, JOBQ_PREEMPTION_TIMEOUT="1")
+    handle = project.task("careless").delay()
+    begun(project, 1)
+    azure.announce(seconds=5)
+    assert returned(project).preemptions == 1
+    assert "waits for its machine to go" in worker.log
+    worker.until_says("going on")
+    assert "still there 1 s after" in worker.log
+    assert handle.result(timeout=30) == 2
+    assert project.task("preempted_now").delay().result(timeout=30) is False
+    azure.until_answered()
+    assert worker.log.count("no new work") == 1
+    worker.signal(signal.SIGTERM)
     assert worker.wait() == PREEMPTED, worker.log
-    assert time.monotonic() - began < 8 + BUSY_SECONDS
-    assert not handle.done()
-    assert project.visible() == 1
 
 
 def test_a_notice_for_another_machine_is_ignored(project: Project, azure: MetadataServer) -> None:
@@ -354,7 +381,7 @@ def proxied(url: str) -> Iterator[FaultyAccount]:
         thread.join()
 
 
-@pytest.fixture(params=["unplugged", "reset", "black hole", "locked"])
+@pytest.fixture
 def cable(request: pytest.FixtureRequest) -> Iterator[Cable]:
     """Connections are refused, broken off, or never answered; and a folder's database that another process keeps locked."""
     with contextlib.ExitStack() as stack:
@@ -386,7 +413,11 @@ def locked(folder: str) -> Iterator[None]:
 GRACE_SECONDS, TEARDOWN_SECONDS, LEAVING_SECONDS = 3.0, 2.0, 6.0
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize(
+    ("cable", "busy"),
+    [("unplugged", True), ("reset", True), ("black hole", True), ("black hole", False), ("locked", True), ("locked", False)],
+    indirect=["cable"],
+)
 def test_a_worker_without_storage_is_gone_in_time(new: NewProject, cable: Cable, busy: bool) -> None:
     """With nothing to do, or with calls that nobody takes back: the grace period is all that it has."""
     project = new(TASKS, url=cable.url)
@@ -404,6 +435,7 @@ def test_a_worker_without_storage_is_gone_in_time(new: NewProject, cable: Cable,
     until(lambda: not any(alive(child) for child in children), 10, "the end of its children")
 
 
+@pytest.mark.parametrize("cable", ["black hole", "locked"], indirect=True)
 def test_a_second_signal_without_storage_leaves_in_seconds(new: NewProject, cable: Cable) -> None:
     """However long the grace period, from the second signal on it is the few seconds that it takes to give up."""
     project = new(TASKS, url=cable.url)

@@ -57,8 +57,14 @@ async def stuck_on_a_loop():
 
 GRACE = ["--grace", "20s"]
 PREEMPTED = 75  # the exit code that asks to be started again
-EXIT_CODES = [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, 0)]
 FREE_SECONDS = 2.0  # in which what has not begun must be there for others
+
+# Which signal it was makes no difference to a place.
+signals_and_places = pytest.mark.parametrize(
+    ("place_url", "number", "code"),
+    [("local", signal.SIGTERM, PREEMPTED), ("local", signal.SIGINT, 0), ("azurite", signal.SIGTERM, PREEMPTED)],
+    indirect=["place_url"],
+)
 
 
 @pytest.fixture
@@ -145,7 +151,7 @@ def test_a_time_limit_ends_it_in_good_order(project: Project) -> None:
 # When told to.
 
 
-@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
+@signals_and_places
 def test_a_signal_lets_what_runs_finish(anywhere: Project, number: signal.Signals, code: int) -> None:
     """After one signal what runs is finished and counted, nothing new begins, and the exit code says who wanted it."""
     worker = anywhere.worker("--concurrency", "2", *GRACE)
@@ -196,7 +202,7 @@ def test_what_outlasts_the_grace_period_runs_elsewhere(project: Project, name: s
     assert alive(second.pid)
 
 
-@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
+@signals_and_places
 def test_a_second_signal_gives_everything_back_now(anywhere: Project, number: signal.Signals, code: int) -> None:
     """The second signal ends the worker long before its grace period, and everything is on the queue, visible."""
     worker = anywhere.worker("--concurrency", "2", "--grace", "10m")

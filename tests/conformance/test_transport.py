@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Protocol, TypeVar
 
 from ai4s.jobq.transports.base import Transport
+from ai4s.jobq.transports.place import AZURITE_KEY
 
 T = TypeVar("T")
 
@@ -37,6 +38,21 @@ def test_naming_makes_no_request(transport: Transport, unique: str) -> None:
     """Queues and stores can be named without a running loop, and need not exist."""
     assert transport.queue(unique, app="one").name == unique
     assert transport.store(unique) is not None
+
+
+def test_queues_are_listed_by_prefix_with_their_apps(run: Run, transport: Transport, unique: str) -> None:
+    """A prefix is no pattern, and queues of other apps are told apart by the name that they bear."""
+    for name, app in ((unique, "one"), (f"{unique}-gpu", "one"), (f"{unique}-other", "two")):
+        run(transport.queue(name, app=app).create())
+    assert run(transport.queues(unique)) == {unique: "one", f"{unique}-gpu": "one", f"{unique}-other": "two"}
+    assert run(transport.queues(f"{unique}-g")) == {f"{unique}-gpu": "one"}
+    assert run(transport.queues(f"{unique}-none")) == {}
+
+
+def test_the_right_to_use_a_place_is_said_without_its_secret(transport: Transport) -> None:
+    """It is for people: which kind, and from where."""
+    assert transport.credential
+    assert AZURITE_KEY not in transport.credential
 
 
 def test_what_is_written_outlives_its_transport(run: Run, open_another: Callable[[], Transport], unique: str) -> None:

@@ -15,9 +15,7 @@ def main() -> None:
 
     if seconds := os.environ.get("FAULTS_LEASE_SECONDS"):
         lease.FIRST_LEASE_SECONDS = float(seconds)
-    from ai4s.jobq.worker import poller
-
-    assert lease.FIRST_LEASE_SECONDS == poller.FIRST_LEASE_SECONDS
+    assert lease.USUAL_TERMS.seconds == lease.FIRST_LEASE_SECONDS
     if seconds := os.environ.get("FAULTS_READ_SECONDS"):
         from ai4s.jobq.transports.azure import connection
 

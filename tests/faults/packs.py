@@ -370,7 +370,7 @@ EXPERIMENTS = [
     ),
     Experiment("pack-culprit", run_culprit, full=[Culprit()], short=Culprit(lease_seconds=4), short_places=("local",)),
     Experiment("pack-zombies-late", run_successor_first, full=[Meetings()], short=Meetings(1, 4), short_places=("local",)),
-    Experiment("pack-zombies-early", run_zombie_first, full=[Meetings()], short=Meetings(1, 4)),
+    Experiment("pack-zombies-early", run_zombie_first, full=[Meetings()], short=Meetings(1, 4), short_places=("local",)),
     Experiment(
         "pack-lost-answers",
         run_lost_answers,

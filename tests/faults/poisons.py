@@ -165,6 +165,6 @@ def fits(outcome: Outcome | str | None, poison: Poison) -> bool:
 
 
 EXPERIMENTS = [
-    Experiment("poison", run_sync, full=[Size()], short=Size(calls=60, faults=5)),
+    Experiment("poison", run_sync, full=[Size()], short=Size(calls=60, faults=5), short_places=("local",)),
     Experiment("poison-async", run_async, full=[Size()], short=Size(calls=40, faults=2), places=("local",)),
 ]

@@ -59,12 +59,23 @@ class Size:
 Preempt = Callable[[WorkerProcess], Any]
 
 
-def run_sigterm(lab: Lab, place: str, size: Size) -> Row:
-    def preempt(worker: WorkerProcess) -> None:
-        os.kill(worker.pid, signal.SIGTERM)
+def sigterm(worker: WorkerProcess) -> None:
+    """What a machine that is shut down tells its processes."""
+    os.kill(worker.pid, signal.SIGTERM)
 
+
+@dataclass(frozen=True)
+class Way:
+    """How a worker is told to go, whether it is ended only when it has given everything back, and what is done when it is gone."""
+
+    preempt: Preempt
+    ended_later: bool = False
+    over: Callable[[], None] = lambda: None
+
+
+def run_sigterm(lab: Lab, place: str, size: Size) -> Row:
     with trial(lab, "preemption: SIGTERM", place, source=TASKS + HOLD) as it:
-        return run(it, size, preempt, {})
+        return run(it, size, Way(sigterm), {})
 
 
 def run_notice(lab: Lab, place: str, size: Size) -> Row:
@@ -77,10 +88,10 @@ def run_notice(lab: Lab, place: str, size: Size) -> Row:
             # A date has whole seconds: half of one more, on average, so that the worker has what it is promised.
             azure.announce(seconds=size.grace_seconds + 0.5)
 
-        return run(it, size, preempt, {"JOBQ_METADATA_URL": azure.url}, azure.events.clear)
+        return run(it, size, Way(preempt, ended_later=True, over=azure.events.clear), {"JOBQ_METADATA_URL": azure.url})
 
 
-def run(it: Trial, size: Size, preempt: Preempt, variables: dict[str, str], over: Callable[[], None] = lambda: None) -> Row:
+def run(it: Trial, size: Size, way: Way, variables: dict[str, str]) -> Row:
     """Preempt one worker after the other."""
     complaints: list[str] = []
     seen, gone = [], []
@@ -89,14 +100,17 @@ def run(it: Trial, size: Size, preempt: Preempt, variables: dict[str, str], over
         for number in range(size.faults):
             held = submit(it, size, number)
             began = time.monotonic()
-            preempt(worker)
+            way.preempt(worker)
             until(lambda: it.project.visible() >= size.waiting, 60, "what waited, visible to others")
             seen.append(time.monotonic() - began)
+            if way.ended_later:
+                until(lambda: it.project.visible() >= size.waiting + len(HELD), 60, "what ran, visible to others")
+                sigterm(worker)
             code = worker.wait(60)
             gone.append(time.monotonic() - began)
             complaints += [f"it ended with {code}:\n{worker.log}"] if code != PREEMPTED else []
             complaints += charged(it, held, size)
-            over()
+            way.over()
             (it.project.folder / f"go-{number}").touch()
             worker = start(it, size, variables)
             it.until_empty()
@@ -151,6 +165,6 @@ def charged(it: Trial, held: set[str], size: Size) -> list[str]:
 
 SHORT = Size(faults=1, waiting=10, grace_seconds=3, limit_seconds=60, late_seconds=60)
 EXPERIMENTS = [
-    Experiment("preemption-sigterm", run_sigterm, full=[Size()], short=SHORT),
+    Experiment("preemption-sigterm", run_sigterm, full=[Size()], short=SHORT, short_places=("azurite",)),
     Experiment("preemption-notice", run_notice, full=[Size()], short=SHORT, places=("local",)),
 ]

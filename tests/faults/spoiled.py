@@ -247,5 +247,5 @@ def lie(handle: Handle[Any]) -> str:
 
 EXPERIMENTS = [
     Experiment("disks", run_disks, full=[Size()], short=Size(each=1), places=("local",)),
-    Experiment("spoiled-blobs", run_blobs, full=[Size()], short=Size(each=1)),
+    Experiment("spoiled-blobs", run_blobs, full=[Size()], short=Size(each=1), short_places=("azurite",)),
 ]

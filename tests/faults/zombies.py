@@ -152,6 +152,6 @@ def zombie_first(it: Trial, numbers: range) -> int:
 
 SHORT = Size(calls=6, together=6, lease_seconds=4)
 EXPERIMENTS = [
-    Experiment("zombies-late", run_successor_first, full=[Size()], short=SHORT),
+    Experiment("zombies-late", run_successor_first, full=[Size()], short=SHORT, short_places=("local",)),
     Experiment("zombies-early", run_zombie_first, full=[Size()], short=SHORT, short_places=("local",)),
 ]

@@ -23,6 +23,9 @@ app = App("typing", ship=[ai4s.jobq], signing_keys=["a key that is long enough"]
     queue="gpu",
     codec="cloudpickle",
     pool="process",
+    gpus=1,
+    cpus=4,
+    memory="8G",
 )
 def everything(x: int) -> int:
     return x
@@ -34,6 +37,10 @@ def options_are_checked() -> None:
     app.task(retries="3")  # type: ignore[call-overload]
     app.task(codec="json")  # type: ignore[call-overload]
     app.task(pool="gpu")  # type: ignore[call-overload]
+    app.task(gpus="1")  # type: ignore[call-overload]
+    app.task(memory=1.5)  # type: ignore[call-overload]
+    everything.options(gpus=2, cpus=None, memory=2**33)
+    everything.options(memory=1.5)  # type: ignore[arg-type]
     app.task(retry_on="ValueError")  # type: ignore[call-overload]
     app.task(3)  # type: ignore[call-overload]
     App(3)  # type: ignore[arg-type]

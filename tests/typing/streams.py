@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import assert_type
 
 from ai4s.jobq import App, Batch, Outcome
-from ai4s.jobq.streaming import AsyncStream, Stream
+from ai4s.jobq.maps.streaming import AsyncStream, Stream
 
 app = App("typed-streams")
 

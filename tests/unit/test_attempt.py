@@ -301,6 +301,28 @@ async def test_an_unfit_message_is_given_up_after_a_day(tmp_path: Path, fault: F
     await explore(tmp_path, scenario, fault)
 
 
+async def broken(process: WorkerProcess, job: Job) -> Ending:
+    """A defect of the supervisor's that each delivery of this call meets."""
+    raise RuntimeError("broken")
+
+
+async def test_a_call_that_meets_a_defect_comes_again(tmp_path: Path) -> None:
+    """It may be the worker's, and another one may be sound."""
+    async with opened(tmp_path / "place") as transport:
+        world = World(transport, tmp_path)
+        await world.send(CALL)
+        with pytest.raises(RuntimeError, match="broken"):
+            await WorkerProcess(Numbered({}), world, broken, knows=True).live()
+        assert len(await world.bodies()) == 1
+
+
+@every_fault
+async def test_a_call_that_meets_a_defect_for_a_day_is_given_up(tmp_path: Path, fault: Fault) -> None:
+    """It fails, and is kept as a dead letter: nothing is lost, and nothing comes for ever."""
+    scenario = Scenario(broken, State.FAILED, 1, 0, prepare=received_often, counts_attempts=False)
+    await explore(tmp_path, scenario, fault)
+
+
 # Outcomes that are there already.
 
 

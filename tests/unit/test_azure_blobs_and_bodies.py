@@ -21,11 +21,7 @@ from fault_proxy import (
     spoil,
 )
 
-from ai4s.jobq.errors import (
-    AlreadyExists,
-    ConditionFailed,
-    Unreachable,
-)
+from ai4s.jobq.errors import AlreadyExists, ConditionFailed, Unreachable
 from ai4s.jobq.transports.azure import AzureTransport
 from ai4s.jobq.transports.azure.server_clock import ServerClock
 

@@ -29,11 +29,7 @@ from fault_proxy import (
     opened,
 )
 
-from ai4s.jobq.errors import (
-    AccessDenied,
-    ConfigurationError,
-    PlaceTaken,
-)
+from ai4s.jobq.errors import AccessDenied, ConfigurationError, PlaceTaken
 from ai4s.jobq.transports.azure import AzureTransport, credentials
 from ai4s.jobq.transports.azure.connection import proxy_for
 
@@ -167,6 +163,22 @@ async def test_token_is_shared_until_shortly_before_it_ends() -> None:
     assert (await entra.get_token(credentials.SCOPE)).token == "token 3"
     await entra.close()
     assert source.closed
+
+
+async def test_whose_token_it_is_is_read_from_it() -> None:
+    """For who gives the rights; a token that says nothing, or is none, is no fault."""
+
+    def token_of(claims: object) -> str:
+        payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+        return f"header.{payload}.signature"
+
+    def identity(token: str) -> str:
+        return credentials.EntraCredential(CountingSource(0), AccessToken(token, 0)).identity
+
+    assert identity(token_of({"oid": "an-object", "upn": "ada@example.com"})) == "ada@example.com"
+    assert identity(token_of({"oid": "an-object"})) == "an-object"
+    for token in (token_of({}), token_of([1]), "token 1", "a.!.c", ""):
+        assert identity(token) == ""
 
 
 async def test_no_working_source_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,13 +28,7 @@ from fault_proxy import (
     spoil_all,
 )
 
-from ai4s.jobq.errors import (
-    AlreadyExists,
-    ConditionFailed,
-    LeaseLost,
-    NotFound,
-    Unreachable,
-)
+from ai4s.jobq.errors import AlreadyExists, ConditionFailed, LeaseLost, NotFound, Unreachable
 from ai4s.jobq.transports.azure.store import AzureStore
 
 # --- the table of lost answers

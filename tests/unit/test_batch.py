@@ -22,11 +22,11 @@ from ai4s.jobq import (
     ResultTimeout,
     WouldDeadlock,
     as_completed,
-    batch_retrying,
     gather,
     wait,
 )
 from ai4s.jobq.errors import Malformed
+from ai4s.jobq.maps import retrying as batch_retrying
 from ai4s.jobq.running import RunningCall, running
 
 declared = App("batch-unit")

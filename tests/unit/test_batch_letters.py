@@ -114,7 +114,7 @@ def test_a_filter_takes_a_batch_if_it_takes_one_of_its_failures(
 
 def test_of_very_many_failures_a_part_is_read(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, a letter costs a bounded number of requests."""
-    monkeypatch.setattr("ai4s.jobq.batch_letters.MOST_ENTRIES", 2)
+    monkeypatch.setattr("ai4s.jobq.maps.letters.MOST_ENTRIES", 2)
     with inline(app):
         batch = work.map([f"key{number}" for number in range(100)], kwargs={"folder": str(tmp_path)}, pack=10)
     with counted(app) as requests:

@@ -28,18 +28,7 @@ from ai4s.jobq.retry import RetryPolicy
 from ai4s.jobq.running import RunningCall, current, current_or_none
 from ai4s.jobq.stored import Stored
 from ai4s.jobq.worker.execution import Desk, Execution, Functions
-from ai4s.jobq.worker.jobs import (
-    LENGTH_BYTES,
-    MAX_INLINE_BYTES,
-    Answer,
-    Fetch,
-    Job,
-    Kind,
-    Report,
-    Request,
-    from_body,
-    to_frame,
-)
+from ai4s.jobq.worker.jobs import LENGTH_BYTES, MAX_INLINE_BYTES, Answer, Fetch, Job, Kind, Report, Request, from_body, to_frame
 
 APP = App("proj")
 CLOUDPICKLE, MSGPACK = codec_named("cloudpickle"), codec_named("msgpack")

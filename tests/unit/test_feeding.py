@@ -12,9 +12,10 @@ import pytest
 from logged import headers, inputs, keys
 from storage_spy import between, depth
 
-from ai4s.jobq import App, DeclarationError, HandleAsArgument, MapInterrupted, NotSerializable, feeding, pack_maker
+from ai4s.jobq import App, DeclarationError, HandleAsArgument, MapInterrupted, NotSerializable
 from ai4s.jobq.batches import BatchLedger
 from ai4s.jobq.codec import codec_named
+from ai4s.jobq.maps import feeding, pack_maker, sources
 from ai4s.jobq.packing import MAX_ITEM_BYTES, Layout
 
 declared = App("feeding-unit")
@@ -450,7 +451,7 @@ def test_what_was_skipped_is_told(app: App) -> None:
     told = []
     feed = step._feed(feeding.MapOptions(1, skip=lambda x: x == 1, key=str))
     feed.on_skip = lambda: told.append(True)
-    feed.run(feeding.rows_of(([0, 1, 2, 0],)))
+    feed.run(sources.rows_of(([0, 1, 2, 0],)))
     assert len(told) == 2
 
 

@@ -11,10 +11,11 @@ import pytest
 from logged import write
 from test_waiting import Counting
 
-from ai4s.jobq import frontier, layout
+from ai4s.jobq import layout
 from ai4s.jobq.batches import BatchLedger, PackInfo
-from ai4s.jobq.frontier import LISTING_PAYS_FROM, Frontier
 from ai4s.jobq.ledger import Ledger
+from ai4s.jobq.maps import frontier
+from ai4s.jobq.maps.frontier import LISTING_PAYS_FROM, Frontier
 from ai4s.jobq.message import Spill
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.local import LocalTransport

@@ -488,6 +488,18 @@ def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -
         asyncio.run(LocalTransport.open(LocalPlace(folder)))
 
 
+def test_a_folder_that_may_not_be_looked_into_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's place: not an error of Python's, nor one that says there is none."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "jobq.db").mkdir()  # which SQLite cannot open either: tests may run as root, who may look into everything
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(ConfigurationError, match="cannot be used as a place"):
+        asyncio.run(LocalTransport.open(LocalPlace(tmp_path), create=False))
+
+
 def test_a_file_that_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
     """A damaged or foreign file is left as it is."""
     (tmp_path / "jobq.db").write_text("not a database, " * 1000)
@@ -660,7 +672,7 @@ def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "place").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("name", ["", "a/../b", "é", "a\nb", "x" * 1025])
+@pytest.mark.parametrize("name", ["", "a/../b", "a\nb", "x" * 1025])
 def test_a_name_that_azure_would_refuse_is_refused(tmp_path: Path, name: str) -> None:
     """What works here works there."""
 

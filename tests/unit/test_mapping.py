@@ -12,7 +12,8 @@ import pytest
 from logged import headers, inputs, keys, log_entry, total
 from storage_spy import Crash, between, blobs, counted, crash_before, depth
 
-from ai4s.jobq import App, BatchConflict, MapInterrupted, Unreachable, layout, mapping
+from ai4s.jobq import App, BatchConflict, MapInterrupted, Unreachable, layout
+from ai4s.jobq.maps import mapping
 from ai4s.jobq.message import BatchTotal
 from ai4s.jobq.packing import MAX_ITEM_BYTES
 

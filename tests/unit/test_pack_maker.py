@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai4s.jobq import NotSerializable, pack_maker
+from ai4s.jobq import NotSerializable
 from ai4s.jobq.codec import Codec, codec_named
-from ai4s.jobq.mapping import encoder
+from ai4s.jobq.maps import pack_maker
+from ai4s.jobq.maps.mapping import encoder
+from ai4s.jobq.maps.pack_maker import FIRST_PACK_CALLS, MadePack, PackMaker, Row
 from ai4s.jobq.message import Spill
-from ai4s.jobq.pack_maker import FIRST_PACK_CALLS, MadePack, PackMaker, Row
 from ai4s.jobq.packing import MAX_INPUT_BYTES, MAX_ITEM_BYTES, Layout, numbers, read_input
 from ai4s.jobq.wire import MAX_PACK_CALLS
 

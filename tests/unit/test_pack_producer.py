@@ -16,10 +16,10 @@ from ai4s.jobq import layout
 from ai4s.jobq.codec import codec_of
 from ai4s.jobq.errors import TransportError
 from ai4s.jobq.ledger import Ledger
-from ai4s.jobq.mapping import MapPlan, Submission, encoder
+from ai4s.jobq.maps.mapping import MapPlan, Submission, encoder
+from ai4s.jobq.maps.pack_maker import PackMaker
 from ai4s.jobq.message import Call
 from ai4s.jobq.options import CallOptions
-from ai4s.jobq.pack_maker import PackMaker
 from ai4s.jobq.packing import key_digest
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.submission import Order

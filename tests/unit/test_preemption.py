@@ -54,7 +54,7 @@ class Told(Shutdown):
         self.notices: list[tuple[str, float]] = []
         self.withdrawn: list[str] = []
 
-    def notice(self, reason: str, seconds: float) -> None:
+    def notice(self, reason: str, seconds: float, event: str = "") -> None:
         self.notices.append((reason, seconds))
 
     def withdraw(self, reason: str) -> None:
@@ -212,6 +212,20 @@ async def test_a_machine_that_came_back_does_not_go_again(azure: MetadataServer)
         await answered(azure)
         assert told.notices == []
         azure.announce("Preempt", seconds=None, started=True)
+        await told.until(lambda: told.notices)
+
+
+async def test_an_event_that_was_outlived_is_none_any_more(azure: MetadataServer) -> None:
+    """Though it is announced as ever; another one counts."""
+    event = azure.announce()
+    async with following(azure.url) as told:
+        await told.until(lambda: told.notices)
+        told.outlived.add(event)
+        await told.until(lambda: told.withdrawn)
+        told.notices.clear()
+        await answered(azure)
+        assert told.notices == []
+        azure.announce()
         await told.until(lambda: told.notices)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from logged import CANCELLED, log_entry
 
-from ai4s.jobq import App, Progress, ResultTimeout, layout, progress_bar
+from ai4s.jobq import App, Progress, ResultTimeout, layout
 from ai4s.jobq.ledger import Ledger
+from ai4s.jobq.maps import progress_bar
 
 declared = App("progress-unit")
 

@@ -8,10 +8,11 @@ import pytest
 from logged import log_entry
 from storage_spy import counted
 
-from ai4s.jobq import App, ResultTimeout, reading
+from ai4s.jobq import App, ResultTimeout
 from ai4s.jobq.batches import BatchLedger
 from ai4s.jobq.ledger import Ledger
-from ai4s.jobq.reading import Extent, Found, Reading, Search, within
+from ai4s.jobq.maps import reading
+from ai4s.jobq.maps.reading import Extent, Found, Reading, Search, within
 from ai4s.jobq.waiting import Pace
 
 declared = App("reading-unit")

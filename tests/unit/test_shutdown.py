@@ -19,7 +19,7 @@ from ai4s.jobq.worker.runtime import Plan, Worker
 from ai4s.jobq.worker.shutdown import LEAVING_SECONDS, Shutdown, Why, unless
 from ai4s.jobq.worker.slots import Slots
 
-GRACE = 100.0
+GRACE, PATIENCE = 100.0, 120.0
 Play = Callable[[Callable[["Stage"], Coroutine[Any, Any, None]]], None]
 
 
@@ -32,7 +32,7 @@ class Stage:
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "time", lambda: self.now)
         monkeypatch.setattr(subject, "boottime", lambda: self.now)
-        self.shutdown = Shutdown(GRACE, at_last=lambda: self.ended.append(self.now))
+        self.shutdown = Shutdown(GRACE, at_last=lambda: self.ended.append(self.now), patience_seconds=PATIENCE)
 
     async def pass_seconds(self, seconds: float) -> None:
         """Let time pass, in steps of a tenth of a second."""
@@ -92,6 +92,7 @@ def test_a_short_time_keeps_enough_for_giving_back(play: Play, seconds: float, f
 
     async def scene(stage: Stage) -> None:
         stage.shutdown.notice("gone", seconds)
+        stage.shutdown.drain("told", Why.PREEMPTED)
         assert await stage.seconds_until(stage.shutdown.leaving) == pytest.approx(whole - for_leaving, abs=0.2)
         assert await stage.seconds_until(stage.shutdown.over) == pytest.approx(for_leaving, abs=0.2)
         assert (stage.state, stage.shutdown.why) == ("delo", Why.PREEMPTED)
@@ -119,26 +120,87 @@ def test_a_notice_can_be_withdrawn(play: Play) -> None:
     play(scene)
 
 
-def test_a_notice_comes_true(play: Play) -> None:
-    """A worker that waits for the end or the withdrawal of a notice goes on when it begins to leave."""
+def test_a_notice_ends_in_waiting_for_the_machine_to_go(play: Play) -> None:
+    """What runs is stopped in time, and then nothing happens by itself until long after the moment that was named."""
 
     async def scene(stage: Stage) -> None:
         stage.shutdown.notice("gone", 30)
         turned = asyncio.create_task(stage.shutdown.until_turned())
-        assert await stage.seconds_until(stage.shutdown.ending) == pytest.approx(24, abs=0.2)
+        assert await stage.seconds_until(stage.shutdown.leaving) == pytest.approx(24, abs=0.2)
+        await stage.pass_seconds(6 + PATIENCE - 1)
+        assert (stage.state, stage.shutdown.why) == ("dl", Why.PREEMPTED)
+        assert not turned.done()
+        assert not stage.ended
+        stage.shutdown.withdraw("not reached")
         await turned
 
     play(scene)
 
 
-def test_a_withdrawal_after_leaving_began_comes_too_late(play: Play) -> None:
-    """What was stopped does not start again."""
+def test_a_worker_that_outlives_a_notice_goes_on(play: Play) -> None:
+    """So long after the moment that it named; it is remembered, and the next one counts."""
+
+    async def scene(stage: Stage) -> None:
+        stage.shutdown.notice("gone", 30, "event-1")
+        for _ in range(20):
+            await stage.pass_seconds(2)
+            stage.shutdown.notice("gone", max(5.0, 30 - 2 * _), "event-1")
+        began = stage.now
+        while stage.shutdown.draining.is_set():
+            await stage.pass_seconds(0.5)
+            assert stage.now < began + 200
+        assert stage.now - began == pytest.approx(30 + PATIENCE - 40, abs=1)
+        assert (stage.state, stage.shutdown.why, stage.shutdown.outlived) == ("", None, {"event-1"})
+        stage.shutdown.notice("gone", 30, "event-2")
+        assert await stage.seconds_until(stage.shutdown.leaving) == pytest.approx(24, abs=0.2)
+
+    play(scene)
+
+
+def test_a_withdrawal_after_what_ran_was_stopped_lets_the_worker_go_on(play: Play) -> None:
+    """The event is none that it has outlived: should it come back, it counts."""
+
+    async def scene(stage: Stage) -> None:
+        for _ in range(2):
+            stage.shutdown.notice("gone", 30, "event-1")
+            await stage.seconds_until(stage.shutdown.leaving)
+            stage.shutdown.withdraw("gone no more")
+            assert (stage.state, stage.shutdown.why, stage.shutdown.outlived) == ("", None, set())
+            await stage.pass_seconds(2 * PATIENCE)
+            assert stage.state == ""
+
+    play(scene)
+
+
+@pytest.mark.parametrize("why", [Why.PREEMPTED, Why.STOPPED])
+@pytest.mark.parametrize("after", [1, 20])
+def test_a_signal_to_a_worker_that_waits_for_its_machine_to_go_ends_it_at_once(play: Play, why: Why, after: float) -> None:
+    """As one that was preempted, whatever the signal is: what it has given back is there for the next one."""
 
     async def scene(stage: Stage) -> None:
         stage.shutdown.notice("gone", 30)
+        turned = asyncio.create_task(stage.shutdown.until_turned())
         await stage.seconds_until(stage.shutdown.leaving)
-        stage.shutdown.withdraw("gone no more")
+        await stage.pass_seconds(after)
+        stage.shutdown.signalled("SIG", why)
+        await turned
         assert (stage.state, stage.shutdown.why) == ("del", Why.PREEMPTED)
+        stage.shutdown.withdraw("gone no more")
+        assert stage.state == "del"
+        assert await stage.seconds_until(stage.shutdown.over) <= LEAVING_SECONDS
+        assert len(stage.ended) == 1
+
+    play(scene)
+
+
+def test_a_drained_worker_that_gets_a_notice_is_gone_before_its_machine(play: Play) -> None:
+    """It has no reason to wait for anything when what it runs has ended."""
+
+    async def scene(stage: Stage) -> None:
+        stage.shutdown.notice("gone", 30)
+        stage.shutdown.finish("drained")
+        assert stage.state == "de"
+        assert await stage.seconds_until(stage.shutdown.leaving) == pytest.approx(24, abs=0.2)
         assert await stage.seconds_until(stage.shutdown.over) == pytest.approx(6, abs=0.2)
 
     play(scene)
@@ -194,7 +256,7 @@ def test_a_notice_that_is_repeated_changes_nothing_unless_it_is_sooner(play: Pla
         await stage.pass_seconds(30)
         assert stage.state == "d"
         stage.shutdown.notice("gone", 10)
-        assert await stage.seconds_until(stage.shutdown.over) == pytest.approx(10, abs=0.2)
+        assert await stage.seconds_until(stage.shutdown.leaving) == pytest.approx(7, abs=0.2)
 
     play(scene)
 

@@ -20,17 +20,18 @@ import pytest
 from storage_spy import blobs, calls, counted
 
 from ai4s.jobq import App, CallRefused, HandleAsArgument, NotSerializable, Stored
-from ai4s.jobq.codec import Unresolved, codec_named
+from ai4s.jobq.codec import Hindered, Unresolved, codec_named
 from ai4s.jobq.errors import Malformed, Unfit
 from ai4s.jobq.layout import payload, sha256_of
 from ai4s.jobq.ledger import Ledger
+from ai4s.jobq.machine_files import PART, cache_folder
 from ai4s.jobq.message import Spill
 from ai4s.jobq.payload import python_minor
 from ai4s.jobq.stored import ResolvingCodec, may_name
 from ai4s.jobq.worker import shelf
-from ai4s.jobq.worker.cellar import PART, Cellar, cache_folder
+from ai4s.jobq.worker.cellar import Cellar
 from ai4s.jobq.worker.jobs import Answer, Fetch
-from ai4s.jobq.worker.shelf import Gone, Hindered, OtherPython, Shelf
+from ai4s.jobq.worker.shelf import Gone, OtherPython, Shelf
 
 declared = App("stored")
 CLOUDPICKLE = codec_named("cloudpickle")

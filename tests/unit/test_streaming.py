@@ -12,7 +12,7 @@ import pytest
 from storage_spy import between, blobs
 
 from ai4s.jobq import App, DeclarationError, MapInterrupted, State, Unreachable, WouldDeadlock
-from ai4s.jobq.streaming import AsyncStream
+from ai4s.jobq.maps.streaming import AsyncStream
 
 app = App("streams")
 

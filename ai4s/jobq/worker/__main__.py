@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from ..background import READY, Assignment
+from ..config import read_settings
 from ..errors import JobQError
 from ..message import Pool
 from .jobs import ChildSetup, Served
@@ -44,7 +45,8 @@ def _own_standard_output() -> Callable[[str], None]:
 
 
 async def _work(assignment: Assignment, answer: Callable[[str], None]) -> None:
-    shutdown = Shutdown(grace_seconds=25.0, at_last=lambda: exit_soon(0))
+    patience_seconds = read_settings().preemption_timeout_seconds
+    shutdown = Shutdown(grace_seconds=25.0, at_last=lambda: exit_soon(0), patience_seconds=patience_seconds)
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), _at_end_of_input, loop, shutdown)
     await run_worker(_plan(assignment), ready=lambda: answer(READY), shutdown=shutdown)

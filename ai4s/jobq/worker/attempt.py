@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, SignatureInvalid, Unfit, Unreachable
-from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Raised, Retry, Succeeded, decide
-from ..message import Cause, Failure, PackHeader
+from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, SignatureInvalid, TransportError, Unfit, Unreachable
+from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Raised, Retry, Succeeded, decide, is_hopeless
+from ..message import Call, Cause, Failure, PackHeader
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
 from .checkpoints import Checkpoints, opened_checkpoints
 from .executors import Ending, Work
+from .gates import Share
 from .jobs import Kind, Report
 from .lease import Lease
 from .pack import PackDelivery, Packs
@@ -49,6 +50,7 @@ class Attempts:
         self._settlement = Settlement(workshop.ledger, workshop.duties.worker, workshop.leases.clock)
         self.counts = self._settlement.counts
         self._packs = Packs(workshop, self._settlement, self.counts)
+        self._told_of_replies = False
 
     def running_batches(self) -> Mapping[str, int]:
         """How many calls of each batch run now."""
@@ -58,12 +60,7 @@ class Attempts:
         """Work on one delivery. Storage faults that outlast the lease leave the message to its next delivery."""
         try:
             async with self._leases.hold(queue, delivery) as lease:
-                with self._slots.arriving():
-                    attempt = await self._unseal(queue_name, delivery, lease)
-                if isinstance(attempt, PackDelivery):
-                    await self._packs.run(attempt)
-                elif attempt is not None:
-                    await self._work(attempt)
+                await self._run_held(queue_name, delivery, lease)
         except LeaseLost:
             self.counts.lost += 1
             log.warning(
@@ -77,12 +74,33 @@ class Attempts:
                 "Message %s could not be settled in time and will be delivered again: %s", delivery.receipt.message_id, told_last
             )
 
+    async def _run_held(self, queue_name: str, delivery: Delivery, lease: Lease) -> None:
+        with self._slots.arriving():
+            attempt = await self._unseal(queue_name, delivery, lease)
+        if isinstance(attempt, PackDelivery):
+            await self._packs.run(attempt)
+        elif attempt is not None:
+            await self._work_or_give_up(attempt)
+
+    async def _work_or_give_up(self, attempt: Attempt) -> None:
+        """A call that meets a defect of ours at each delivery must not come for ever."""
+        try:
+            await self._work(attempt)
+        except TransportError:
+            raise
+        except Exception as exc:
+            hopeless = refused(attempt.delivery, f"Its workers have met a defect for a day, lately {type(exc).__name__}: {exc}")
+            if not is_hopeless(hopeless):
+                raise
+            log.exception("Call %s has met a defect of the worker for a day.", attempt.call.id)
+            await self._settlement.settle(attempt, hopeless)
+
     # unseal
 
     async def _unseal(self, queue_name: str, delivery: Delivery, lease: Lease) -> Attempt | PackDelivery | None:
         """The call or the pack in the message; None if it holds none and has been settled."""
         try:
-            call = self._ledger.wire.unseal_message(delivery.body, queue_name)
+            call = self._ledger.wire.unseal_delivery(delivery, queue_name)
             if call.queue != queue_name:
                 raise Malformed(f"The message belongs on the queue {call.queue[:60]!r}, and lay on {queue_name!r}.")
         except Unfit as exc:
@@ -93,10 +111,17 @@ class Attempts:
             return None
         if isinstance(call, PackHeader):
             return PackDelivery(call, delivery, lease)
+        self._note_reply(call)
         known = self._duties.tasks.get(call.task) if call.function is None else None
         if known not in (None, call.pool):
             call = replace(call, pool=known)
         return Attempt(call, delivery, lease, secrets.token_hex(8))
+
+    def _note_reply(self, call: Call) -> None:
+        """Say once that nobody gets the replies that producers of ai4s-jobq 3.x may wait for."""
+        if call.version3 is not None and call.version3.reply_requested and not self._told_of_replies:
+            self._told_of_replies = True
+            log.warning("Call %s asks for a reply as ai4s-jobq 3.x sent them: none is sent, its outcome is kept instead.", call.id)
 
     # admit
 
@@ -106,7 +131,7 @@ class Attempts:
             await self._settlement.release(attempt, min(early, MAX_DELAY_SECONDS))
             return
         attempt, happening = self._admit(attempt)
-        if happening is None and not self._slots.welcome(attempt.call.pool):
+        if happening is None and not self._slots.welcome(attempt.call.pool, self._slots.needs(attempt.call)):
             await self._settlement.release(attempt, CROWDED_DELAY_SECONDS * (0.5 + random.random() / 2))
             return
         await (self._settlement.settle(attempt, happening) if happening else self._execute(attempt))
@@ -135,19 +160,19 @@ class Attempts:
 
     async def _execute(self, attempt: Attempt) -> None:
         try:
-            async with self._slots.take(attempt.call.pool):
+            async with self._slots.take(attempt.call.pool, self._slots.needs(attempt.call)) as share:
                 # Not before: a copy of the message may have been worked on while this one waited for the slot.
                 if self._may_have_ended(attempt) and await self._settlement.ended_before(attempt):
                     return
-                await self._run_to_its_end(attempt)
+                await self._run_to_its_end(attempt, share)
         except Closed:
             await self._settlement.release(attempt, 0)
 
-    async def _run_to_its_end(self, attempt: Attempt) -> None:
+    async def _run_to_its_end(self, attempt: Attempt, share: Share) -> None:
         with self._scratch.job_files() as files:
             async with opened_checkpoints(self._ledger, attempt, files.checkpoint) as checkpoints:
                 began = self._leases.clock()
-                happening = await self._outcome_of(attempt, files, checkpoints)
+                happening = await self._outcome_of(attempt, share, files, checkpoints)
                 call = await checkpoints.finish()
                 attempt = attempt if call is attempt.call else replace(attempt, call=call)
             # Settling needs the value's file, and holds the slot: what is not durable is not done.
@@ -168,7 +193,7 @@ class Attempts:
             if not attempt.lease.in_time:
                 raise
 
-    async def _outcome_of(self, attempt: Attempt, files: JobFiles, checkpoints: Checkpoints) -> Happening:
+    async def _outcome_of(self, attempt: Attempt, share: Share, files: JobFiles, checkpoints: Checkpoints) -> Happening:
         call = attempt.call
         try:
             job = await attempt.lease.patiently(lambda: self._scratch.job(call, files))
@@ -184,7 +209,7 @@ class Attempts:
             await self._mark(attempt)
         serve = self._scratch.serving(checkpoints.serve, attempt.lease.patiently)
         with self._interruptions.watched(call) as stop:
-            ending = await self._executors.run(Work(job, tuple(shipped), stop, serve))
+            ending = await self._executors.run(Work(job, tuple(shipped), stop, serve, share=share))
         inline = isinstance(ending, Report) and ending.value is not None and isinstance(call.arguments, bytes)
         files.none_made = inline and not checkpoints.asked
         return await self._as_happening(attempt, ending, files)

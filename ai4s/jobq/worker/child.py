@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import itertools
+import logging
 import os
 import queue
 import signal
@@ -25,8 +26,11 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigurationError, JobQError
-from ..message import Pool
-from ..printable import redacted
+from ..message import SHELL_TASK, Pool
+from ..printable import LOG_FORMAT, PlainFormatter, redacted
+from ..running import TASK_LOGGER
+from ..sessions import end_session, group_of
+from ..sigterm import Sigterm
 from .chunks import ChunkRun
 from .execution import Desk, Execution, Functions
 from .jobs import (
@@ -35,6 +39,8 @@ from .jobs import (
     Cancel,
     ChildSetup,
     Chunk,
+    Ending,
+    Heard,
     Job,
     Notice,
     Ready,
@@ -69,7 +75,7 @@ class Channel:
         body = self._file.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
         return from_body(body) if body else None
 
-    def send(self, message: Ready | Report | Recalled | Request) -> None:
+    def send(self, message: Ready | Report | Recalled | Heard | Request) -> None:
         """Send one message."""
         with self._lock:
             self._connection.sendall(to_frame(message))
@@ -94,12 +100,14 @@ def main(descriptor: int, watched: int) -> Channel:
     os.set_inheritable(descriptor, False)  # what a task starts must not hold the supervisor's line open
     connection = socket.socket(fileno=descriptor)
     _die_with_parent()
-    _guard_process_group(connection, watched)
+    _guard_session(connection, watched)
+    sigterm = _handled_sigterm()
     channel = Channel(connection)
     setup = channel.receive()
     assert isinstance(setup, ChildSetup)
     try:
         client, tasks = load(setup)
+        _show_commands()
         channel.send(ready(client, tasks))
     except ConfigurationError as exc:
         channel.send(Ready(problem=str(exc)))
@@ -107,7 +115,7 @@ def main(descriptor: int, watched: int) -> Channel:
     except BaseException as exc:  # noqa: BLE001  # user code runs while its module is imported
         channel.send(Ready(problem=_import_problem(setup, exc)))
         return channel
-    execution = Execution(Functions(tasks), Desk(setup.worker, channel.ask))
+    execution = Execution(Functions(tasks), Desk(setup.worker, channel.ask, client), sigterm)
     if setup.pool is Pool.PROCESS:
         _serve_jobs(channel, execution)
     else:
@@ -122,14 +130,31 @@ def _import_problem(setup: ChildSetup, exc: BaseException) -> str:
     )
 
 
+def _show_commands() -> None:
+    """Have the output of shell commands logged as the supervisor logs, unless the user's modules have said how to log."""
+    log = logging.getLogger(f"{TASK_LOGGER}.{SHELL_TASK}")
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter(LOG_FORMAT))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+def _handled_sigterm() -> Sigterm:
+    """Before any code of the user's is loaded: the supervisor has kept SIGTERM from this process until now."""
+    sigterm = Sigterm.installed()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return sigterm
+
+
 def _die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, as a task that holds the GIL would never notice."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _guard_process_group(connection: socket.socket, watched: int) -> None:
-    """Fork a guard that kills this process group when the supervisor is gone, with all that tasks have started in it.
+def _guard_session(connection: socket.socket, watched: int) -> None:
+    """Fork a guard that kills this session when the supervisor is gone, with all that tasks have started in it.
 
     This process may be dead by then, or in a loop that never looks. The guard watches a pipe whose other end only the supervisor
     has. It is forked twice, so that no task finds a child that it did not start, and without exec, as no thread runs yet.
@@ -142,8 +167,18 @@ def _guard_process_group(connection: socket.socket, watched: int) -> None:
         return
     if os.fork():
         os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which reaches all of a group, and all of a container: it goes with the session
     connection.close()  # held open here, it would hide from the supervisor that the child has closed its own
     os.read(watched, 1)  # nothing is ever written: it returns at the end
+    own = os.getpid()
+    end_session(os.getsid(0), spare=lambda pid: pid == own)
+    os._exit(0)
+
+
+def _end_with_supervisor() -> None:
+    """End this process, and what it has started: first what is in groups of its own, as the guard is in this one."""
+    own = os.getpgid(0)
+    end_session(os.getsid(0), spare=lambda pid: group_of(pid) == own)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -155,6 +190,7 @@ def _serve_jobs(channel: Channel, execution: Execution) -> None:
     threading.Thread(target=reading, name="jobq-reader", daemon=True).start()
     process = os.getpid()
     while (job := jobs.get()) is not None:
+        execution.sigterm.renew()
         report = job.run() if isinstance(job, ChunkRun) else execution.run(job)
         if os.getpid() != process:
             os._exit(0)  # the task forked, and this is the copy: one report is enough, and nobody will talk to it
@@ -180,7 +216,7 @@ def _read_jobs(channel: Channel, execution: Execution, jobs: Jobs, busy: threadi
             _take(message, channel, execution)
     if busy.is_set():
         # Nobody is left to take the report; what the task started goes with it.
-        os.killpg(0, signal.SIGKILL)
+        _end_with_supervisor()
     jobs.put(None)
 
 
@@ -189,10 +225,13 @@ def _recall(channel: Channel, chunk: ChunkRun | None, message: Recall) -> None:
         channel.send(Recalled(message.number, chunk.take_back()))
 
 
-def _take(message: Notice | Answer, channel: Channel, execution: Execution) -> None:
+def _take(message: Notice | Ending | Answer, channel: Channel, execution: Execution) -> None:
     """What is not for one loop or main thread to do."""
     if isinstance(message, Notice):
         execution.notice(message)
+    elif isinstance(message, Ending):
+        execution.sigterm.announce()
+        channel.send(Heard())
     else:
         channel.answered(message)
 
@@ -204,7 +243,7 @@ async def _serve_loop(channel: Channel, execution: Execution, capacity: int) -> 
     threading.Thread(target=_read_for_loop, args=(channel, loop, server, ended), name="jobq-reader", daemon=True).start()
     await ended.wait()
     if server.running:
-        os.killpg(0, signal.SIGKILL)
+        _end_with_supervisor()
 
 
 def _read_for_loop(channel: Channel, loop: asyncio.AbstractEventLoop, server: _LoopServer, ended: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""A child seen from the supervisor: a process group, a socket to it, and the jobs that it has.
+"""A child seen from the supervisor: a session of processes, a socket to it, and the jobs that it has.
 
 Every job given to a child ends in a report or in ChildDied with the cause; there is no third way.
 
@@ -14,11 +14,13 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ..clock import boottime
 from ..errors import Malformed
+from ..sessions import catches, end_session
 from .jobs import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
@@ -26,7 +28,9 @@ from .jobs import (
     Cancel,
     ChildSetup,
     Chunk,
+    Ending,
     Frame,
+    Heard,
     Job,
     Notice,
     Ready,
@@ -43,18 +47,24 @@ from .shutdown import cancel_and_wait
 log = logging.getLogger("ai4s.jobq.worker")
 
 GRACE_SECONDS = 5.0
-"""Between SIGTERM and SIGKILL for a process group that has to go."""
+"""Between SIGTERM and SIGKILL for a child that has to go."""
+
+DEAF_SECONDS = 0.2
+"""A child that has said nothing of its SIGTERM for so long is in C code, and holds the GIL."""
 
 LAST_WORDS_SECONDS = 1.0
 """For the last reports of a process that has ended, or the end of one that says no more."""
 
 
 class ChildDied(Exception):
-    """The child's process ended; the text says how. `on_purpose` says that no job caused it, `jobs` how many it had then."""
+    """The child's process ended; the text says how. `on_purpose` says that no job caused it, `jobs` how many it had then.
 
-    def __init__(self, cause: str, *, on_purpose: bool, jobs: int) -> None:
+    `astray`: by a SIGTERM that was not the supervisor's.
+    """
+
+    def __init__(self, cause: str, *, on_purpose: bool, jobs: int, astray: bool = False) -> None:
         super().__init__(cause)
-        self.on_purpose, self.jobs = on_purpose, jobs
+        self.on_purpose, self.jobs, self.astray = on_purpose, jobs, astray
 
 
 Serve = Callable[[Request], Awaitable[Answer]]
@@ -80,24 +90,27 @@ class Child:
     """One running child; made ready by `start`."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, setup: ChildSetup) -> None:
-        self.setup = setup
+        self.setup, self.outfit = setup, setup.outfit
         self.load = 0  # jobs that its owner has promised to it
         self.given = 0  # jobs that it was ever promised
         self._jobs: dict[int, _Running] = {}
         self._process, self._reader, self._writer = process, reader, writer
-        self._killed = False
+        self._killed = self._heard = False
         self._condemned: str | None = None
         self._kernel_kills = kernel_kills()
         self._lifeline: int | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, setup: ChildSetup) -> tuple[Child, Ready]:
-        """Start a process, hand it its setup, and wait for its first answer. A child that dies first answers with a problem."""
+    async def start(cls, setup: ChildSetup, variables: Mapping[str, str] | None = None) -> tuple[Child, Ready]:
+        """Start a process, hand it its setup, and wait for its first answer. A child that dies first answers with a problem.
+
+        `variables` are its environment, in place of the worker's own.
+        """
         ours, theirs = socket.socketpair()
         watched, lifeline = os.pipe()
         try:
-            process = await _spawn(theirs.fileno(), watched)
+            process = await _spawn(theirs.fileno(), watched, variables)
         except BaseException:
             ours.close()
             os.close(lifeline)
@@ -111,7 +124,7 @@ class Child:
         try:
             ready = await child._introduce()
         except BaseException:
-            await child.kill()
+            await child.kill(0)  # it does not listen yet
             raise
         return child, ready
 
@@ -170,24 +183,22 @@ class Child:
     def condemn(self, cause: str) -> None:
         """End it at once, as a death of what it runs, with this cause."""
         self._condemned = cause
-        self._signal(signal.SIGKILL)
+        self._end()
 
     async def retire(self) -> None:
         """End a child without jobs in good order: it closes its resources; one that takes too long is killed."""
         if self.alive:
             self._writer.write_eof()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
-        await self.kill()
+            await self._ends_within(GRACE_SECONDS)
+        await self.kill(0)
 
     async def kill(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """End the whole process group: SIGTERM, and SIGKILL for what is left after the grace period."""
+        """SIGTERM to its process group, and after the grace period, if there is one, SIGKILL to all that is left of its session."""
         self._killed = True
-        self._signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), grace_seconds)
+        if grace_seconds > 0:
+            await self._ask_to_end(grace_seconds)
         # Also when the leader went in time: what it started may not have.
-        self._signal(signal.SIGKILL)
+        self._end()
         await self._process.wait()
         if self._serving is not None:
             await self._serving
@@ -200,11 +211,34 @@ class Child:
             os.close(self._lifeline)
             self._lifeline = None
 
-    def _signal(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return
+    async def _ask_to_end(self, grace_seconds: float) -> None:
+        """Announce SIGTERM, send it, and wait for the end.
+
+        It gets past a child's handler by the announcement, which one that is in C code may not be able to read. That handler
+        is called once: another SIGTERM ends such a child, unless a task's own handler is there, which is not so short-lived.
+        """
+        if self._serving is not None and not self._serving.done():
+            self._writer.write(to_frame(Ending()))
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        give_up_at = boottime() + grace_seconds
+        while not (self._heard or await self._ends_within(min(DEAF_SECONDS, grace_seconds))) and boottime() < give_up_at:
+            if not (self._heard or catches(self._process.pid, signal.SIGTERM)):
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGTERM)
+        await self._ends_within(give_up_at - boottime())
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        return self._process.returncode is not None
+
+    def _end(self) -> None:
+        """SIGKILL to all of its session: what it has started may be in groups of its own, as shell commands are."""
+        # Once we have let go of it, nothing of the session is left, and its number may be another's.
+        if self._lifeline is not None:
+            end_session(self._process.pid)
 
     async def _serve(self) -> None:
         """Take reports until the process ends or makes no sense any more; then end what is left of it, and all its jobs.
@@ -217,10 +251,10 @@ class Child:
         await asyncio.wait({reading, ending}, timeout=LAST_WORDS_SECONDS)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        # The group's number is not given to others while anything of it lives; what lives is what has to go.
-        self._signal(signal.SIGKILL)
+        # The session's number is not given to others while anything of it lives; what lives is what has to go.
+        self._end()
         await ending
-        died = ChildDied(self._cause(), on_purpose=self._killed, jobs=len(self._jobs))
+        died = ChildDied(self._cause(), on_purpose=self._killed, jobs=len(self._jobs), astray=self._ended_astray)
         for running in self._jobs.values():
             if not running.report.done():
                 running.report.set_exception(died)
@@ -236,6 +270,9 @@ class Child:
             log.exception("A child process said something that makes no sense; it is ended.")
 
     def _take(self, message: Frame) -> None:
+        if isinstance(message, Heard):
+            self._heard = True
+            return
         assert isinstance(message, Report | Recalled | Request)
         running = self._jobs.get(message.number)
         if isinstance(message, Recalled):
@@ -269,6 +306,10 @@ class Child:
             raise Malformed(f"A frame of {length} bytes was announced; somebody else wrote to the child's socket.")
         return from_body(await self._reader.readexactly(length))
 
+    @property
+    def _ended_astray(self) -> bool:
+        return self._process.returncode == -signal.SIGTERM and not self._killed and self._condemned is None
+
     def _cause(self) -> str:
         code = self._process.returncode
         assert code is not None
@@ -281,9 +322,17 @@ class Child:
         return f"signal {signal.Signals(-code).name}{', most likely by the kernel, for want of memory' if starved else ''}"
 
 
-async def _spawn(connection: int, watched: int) -> Process:
-    """Start a child with its end of the socket, and the end of the pipe that its guard watches; it reads no standard input."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ai4s.jobq.worker.child", str(connection), str(watched),
-        stdin=asyncio.subprocess.DEVNULL, pass_fds=[connection, watched], start_new_session=True,
-    )  # fmt: skip
+async def _spawn(connection: int, watched: int, variables: Mapping[str, str] | None) -> Process:
+    """Start a child with its end of the socket, and the end of the pipe that its guard watches; it reads no standard input.
+
+    It starts with SIGTERM blocked, until it can tell one that is meant for it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ai4s.jobq.worker.child", str(connection), str(watched),
+            stdin=asyncio.subprocess.DEVNULL, pass_fds=[connection, watched], start_new_session=True, env=variables,
+        )  # fmt: skip
+    finally:
+        # Perhaps while others wait here: the process is started before the first wait.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

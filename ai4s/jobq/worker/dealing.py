@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..packing import packed
 from ..printable import printable
 from .child_process import GRACE_SECONDS
 from .executors import Ending, Work
+from .gates import Share
 from .interruptions import Stop
 from .jobs import Chunk
 from .pack_calls import UNCHARGED
@@ -52,7 +53,8 @@ class Dealer:
 
     def __init__(self, workshop: Workshop, dealt: Dealt, call: Call) -> None:
         self._shop, self._dealt, self._calls = workshop, dealt, dealt.calls
-        self._call, self._pool = call, call.pool
+        self._call, self._pool, self._needs = call, call.pool, workshop.slots.needs(call)
+        self._width = workshop.slots.width(call.pool, self._needs)
         self._clock = workshop.leases.clock
         self._chunks: dict[int, RunningChunk] = {}
         self._under_way = 0  # chunks that were dealt, those whose task has not begun included
@@ -127,13 +129,13 @@ class Dealer:
 
     @property
     def estimate_seconds(self) -> float:
-        """How long the calls that have not begun will keep all slots of this worker busy, as far as is known."""
+        """How long the calls that have not begun will keep all that can run them here busy, as far as is known."""
         waiting = self._calls.waiting + sum(max(0, len(running.left) - 1) for running in self._chunks.values())
         mean = self._calls.times.mean_seconds
         if mean is None:
             # Those that run are as good a sign as any: as long as none has ended, they take at least so long.
             mean = max((self._clock() - running.began for running in self._chunks.values()), default=0.0) or float("inf")
-        return waiting * mean / self._shop.slots.size(self._pool) if waiting else 0.0
+        return waiting * mean / self._width if waiting else 0.0
 
     async def _has_work(self) -> bool:
         while not self._stopped:
@@ -146,21 +148,21 @@ class Dealer:
             if not self._under_way and (wait is None or wait > PATIENCE_SECONDS):
                 return False
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                # Not wait_for, which in Python 3.11 forgets a cancellation that comes together with the change.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
         return False
 
     async def _deal_one(self, group: asyncio.TaskGroup) -> None:
         async with AsyncExitStack() as slot:
-            await slot.enter_async_context(self._shop.slots.take(self._pool))
+            share = await slot.enter_async_context(self._shop.slots.take(self._pool, self._needs))
             if self._is_expired():
                 self._reckoner.end_all(State.EXPIRED)  # none of them is dealt any more
             indices = [] if self._stopped else self._calls.deal(self._most())
             if indices:
                 self._under_way += 1
-                group.create_task(self._run_in(slot.pop_all(), indices))
+                group.create_task(self._run_in(slot.pop_all(), share, indices))
 
     def _is_expired(self) -> bool:
         """Whether no attempt may begin any more, by the server's clock."""
@@ -171,28 +173,28 @@ class Dealer:
         """How many calls the next chunk may have."""
         mean, at_once = self._calls.times.mean_seconds, self._dealt.meta.vector or 1
         fits = 1 if mean is None else int(CHUNK_SECONDS / max(mean, CHUNK_SECONDS / MAX_CHUNK_CALLS))
-        share = -(-self._calls.waiting // self._shop.slots.size(self._pool))
+        share = -(-self._calls.waiting // self._width)
         # Of a vector as many whole slices as fit, and one in any case.
         return max(1, min(fits, share, self._shop.executors.most_calls_a_chunk or fits) // at_once) * at_once
 
     # a chunk
 
-    async def _run_in(self, slot: AsyncExitStack, indices: list[int]) -> None:
+    async def _run_in(self, slot: AsyncExitStack, share: Share, indices: list[int]) -> None:
         async with slot:
             try:
                 with self._shop.scratch.job_files() as files:
-                    await self._run_chunk(indices, files)
+                    await self._run_chunk(indices, share, files)
             finally:
                 self._under_way -= 1
                 self._changed.set()
 
-    async def _run_chunk(self, indices: list[int], files: JobFiles) -> None:
+    async def _run_chunk(self, indices: list[int], share: Share, files: JobFiles) -> None:
         watched = self._shop.interruptions.watched(self._call)
         with watched as stop:
             running = RunningChunk.of(files, indices, stop, self._clock())
             self._chunks[files.number] = running
             try:
-                ending = await self._ending(running, files)
+                ending = await self._ending(running, share, files)
                 await self._reckoner.take_in(running)
                 if not self._reckoner.conclude(running, ending):
                     self.stop()
@@ -203,7 +205,7 @@ class Dealer:
             finally:
                 del self._chunks[files.number]
 
-    async def _ending(self, running: RunningChunk, files: JobFiles) -> Ending | Raised:
+    async def _ending(self, running: RunningChunk, share: Share, files: JobFiles) -> Ending | Raised:
         try:
             chunk = await self._chunk(running.indices, files)
             shipped = [str(await self._patiently_fetched(sha256)) for sha256 in self._call.ship]
@@ -217,7 +219,7 @@ class Dealer:
         keep = partial(self._dealt.checkpoints.serve, files.checkpoint)
         serve = self._shop.scratch.serving(keep, self._dealt.lease.patiently)
         recalled = partial(self._recalled, running)
-        return await self._shop.executors.run(Work(chunk, tuple(shipped), running.stop, serve, recalled))
+        return await self._shop.executors.run(Work(chunk, tuple(shipped), running.stop, serve, recalled, share))
 
     async def _chunk(self, indices: list[int], files: JobFiles) -> Chunk:
         header, calls = self._dealt.header, self._calls
@@ -270,7 +272,7 @@ class Dealer:
         while True:
             several = any(len(running.left) > 1 for running in self._chunks.values())
             await asyncio.sleep(TICK_SECONDS if several or self._call.timeout_seconds else IDLE_TICK_SECONDS)
-            if not self._calls.waiting and self._shop.slots.free(self._pool):
+            if not self._calls.waiting and self._shop.slots.is_free(self._pool, self._needs):
                 self._recall_overdue()
             if self._call.timeout_seconds is not None:
                 for running in list(self._chunks.values()):

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..buffers import Readable, mapped
 from ..checkpointing import Checkpointing
-from ..codec import Codec, Unresolved, codec_of, unpickled
+from ..client import Client
+from ..codec import Codec, Hindered, Unresolved, codec_of, unpickled
 from ..errors import DeclarationError, JobQError, NotSerializable, Retry, Unfit
 from ..failures import failure_of
 from ..message import Call, Cause, Failure, Form, Spill
@@ -25,10 +26,11 @@ from ..payload import ByValue
 from ..printable import describe, kind
 from ..retry import RetryPolicy
 from ..running import RunningCall, Support, running
+from ..sigterm import Sigterm
 from ..stored import ResolvingCodec, Stored, may_name
 from ..task import Task
 from .jobs import MAX_INLINE_BYTES, Answer, Chunk, Job, Kind, Load, Notice, Report, Save
-from .shelf import Ask, Hindered, OtherPython, Shelf
+from .shelf import Ask, OtherPython, Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,11 @@ def _unpickled(job: Job | Chunk) -> Found:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Whom jobs here work for: the worker's id, and how to ask it for something."""
+    """Whom jobs here work for: the worker's id, how to ask it for something, and the app's client in this process."""
 
     worker: str
     ask: Ask
+    client: Client | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,9 @@ class JobVault:
 class Execution:
     """Runs jobs in this process with these functions, on behalf of this worker."""
 
-    def __init__(self, functions: Functions, desk: Desk) -> None:
+    def __init__(self, functions: Functions, desk: Desk, sigterm: Sigterm | None = None) -> None:
         self._functions, self._desk, self._shelf = functions, desk, Shelf(desk.ask)
+        self.sigterm = sigterm or Sigterm()
         self._preempted = threading.Event()
         self._notices = 0
         self.unanswered_notices = 0
@@ -185,9 +189,17 @@ class Execution:
     def raised(self, job: Job | Chunk, found: Found, exc: BaseException, *, told: bool) -> Report:
         """What came of a call that raised this."""
         # Also if the notice was withdrawn since: the task acted on what it had been told.
-        if isinstance(exc, Retry) and told:
+        if (isinstance(exc, Retry) and told) or self._is_explained():
             return Report(job.number, Kind.GIVEN_BACK)
         return _raised(job, found, exc)
+
+    def _is_explained(self) -> bool:
+        """Whether what went wrong may have come of a SIGTERM to all processes of the worker, and so to those that the task started.
+
+        Waits for the word that the worker ends, though others may run on this loop: mostly it is there, or comes in a moment.
+        """
+        seconds = self.sigterm.wait_seconds()
+        return seconds is not None and self._preempted.wait(seconds)
 
     def find(self, job: Job | Chunk) -> Found:
         """The function of a job or chunk; raises as `Functions.find`."""
@@ -212,7 +224,7 @@ class Execution:
     def support(self, job: Job | Chunk, found: Found, place: int) -> Support:
         """What is held ready for a job, or for the call at this place of a chunk."""
         vault = JobVault(job.number, place, Path(job.checkpoint_path), self._desk.ask)
-        return Support(Checkpointing(vault, found.codec), self._preempted)
+        return Support(Checkpointing(vault, found.codec), self._preempted, self._desk.client)
 
 
 def _argument_bytes(job: Job) -> Readable:

@@ -1,8 +1,8 @@
 """Children by the kind of their tasks: one job each for plain functions, many on a loop for coroutines.
 
-A child is made when it is needed and kept. One that has other shipped modules than a call needs is replaced
-while idle, since a process cannot hold two versions of a module. A child that dies takes its own jobs with it and nothing else; if
-several shared it, none is charged, and each runs alone from then on.
+A child is made when it is needed and kept. One that has other shipped modules, devices or threads than a call needs is replaced
+while idle, since a process cannot change them. A child that dies takes its own jobs with it and nothing else; if several shared it,
+none is charged, and each runs alone from then on. A device belongs to a child until its process has ended.
 
 Next: `child_process.py`.
 """
@@ -15,22 +15,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..clock import boottime
+from ..config import read_settings
 from ..errors import ConfigurationError
 from ..lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, TimedOut
 from ..message import Call, Cause, Failure, Pool
 from ..printable import printable
+from ..sigterm import WORD_SECONDS
 from .child_process import GRACE_SECONDS, Child, ChildDied, Hear, Serve, ignore
+from .devices import Hardware, displaced
+from .gates import Share
 from .interruptions import Stop
-from .jobs import ChildSetup, Chunk, Job, Kind, Notice, Ready, Report
-from .memory import held_by_trees, held_bytes, readable
-from .shutdown import cancel_and_wait
+from .jobs import ChildSetup, Chunk, Job, Kind, Notice, Outfit, Ready, Report
+from .limits import ChildLimits
+from .memory import held_by_trees, readable
+from .shutdown import cancel_and_wait, set_within
 
 LOOP_CHILDREN = 4
 """Children with event loops, at most: one for each set of shipped modules that is in use at a time."""
 
 WATCH_SECONDS = 0.5
-PART_BETWEEN_CALLS = 0.75
-"""A child that still holds so much of what it may after a call is replaced: else it is the next call that would pay."""
 
 log = logging.getLogger("ai4s.jobq.worker")
 Ending = Report | TimedOut | Died | Preempted | Cancelled | Disturbed | Hindered
@@ -45,6 +48,7 @@ class Work:
     stop: asyncio.Future[Stop]
     serve: Serve
     recalled: Hear = ignore
+    share: Share = Share()  # noqa: RUF009  # frozen
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -52,34 +56,11 @@ class Work:
         return self.job.call.timeout_seconds if isinstance(self.job, Job) else None
 
 
-@dataclass(frozen=True, slots=True)
-class ChildLimits:
-    """After how many calls a child is replaced, and how many bytes of memory it may hold; None for no bound."""
-
-    calls: int | None = None
-    memory_bytes: int | None = None
-
-    def worn(self, child: Child) -> bool:
-        """Whether a child should get no more jobs."""
-        if self.calls is not None and child.given >= self.calls:
-            return True
-        return self.memory_bytes is not None and held_bytes(child.pid) > PART_BETWEEN_CALLS * self.memory_bytes
-
-    def check_room(self, idle: Child) -> None:
-        """Raise ConfigurationError if a child that runs nothing is worn already: each call would die of it."""
-        held = held_bytes(idle.pid)
-        if self.memory_bytes is not None and held > PART_BETWEEN_CALLS * self.memory_bytes:
-            raise ConfigurationError(
-                f"A child process holds {readable(held)} before it runs anything, and --max-memory-per-child allows "
-                f"{readable(self.memory_bytes)}: allow at least twice what it holds."
-            )
-
-
 class _Start:
     """A child that is being started, and how many jobs will have it; `making` does so, whoever of them is stopped meanwhile."""
 
-    def __init__(self, shipped: tuple[str, ...]) -> None:
-        self.shipped = shipped
+    def __init__(self, outfit: Outfit, leaving: list[Child]) -> None:
+        self.outfit, self.leaving = outfit, leaving
         self.load = 0
         self.child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self.making: asyncio.Task[None] | None = None
@@ -88,25 +69,25 @@ class _Start:
 class Crew:
     """Up to `size` children like `setup`, each with room for `setup.capacity` jobs."""
 
-    def __init__(self, setup: ChildSetup, size: int, limits: ChildLimits) -> None:
-        self._setup, self._size, self._limits = setup, size, limits
+    def __init__(self, setup: ChildSetup, size: int, limits: ChildLimits, hardware: Hardware) -> None:
+        self._setup, self._size, self._limits, self._hardware = setup, size, limits, hardware
         self._children: list[Child] = []
         self._worn: list[Child] = []
         self._starts: list[_Start] = []
-        self._notice = Notice(preempted=False)
+        self._told = asyncio.Event()
         self._changed = asyncio.Event()
 
-    async def first(self) -> Ready:
+    async def first(self, outfit: Outfit) -> Ready:
         """Start one child and return what it can do; raises ConfigurationError if it cannot start."""
-        child, ready = await self._start(())
+        child, ready = await self._start(outfit)
         self._children.append(child)
         self._limits.check_room(child)
         return ready
 
-    async def run(self, work: Work) -> Ending:
+    async def run(self, work: Work, outfit: Outfit) -> Ending:
         """Run a job to its end: its report, its timeout, its child's death, or what stops it."""
         try:
-            child = await self._child_for(work)
+            child = await self._child_for(work, outfit)
         except ConfigurationError as exc:
             log.error("Call %s goes back, since no child process can be started: %s", work.job.call.id, printable(str(exc)))
             return Hindered()
@@ -145,14 +126,15 @@ class Crew:
 
     def tell(self, notice: Notice) -> None:
         """Have all children know whether the worker is about to end, and those that are being started."""
-        self._notice = notice
+        (self._told.set if notice.preempted else self._told.clear)()
         for child in [*self._children, *self._worn]:
             child.tell(notice)
 
     async def close(self, *, at_once: bool = False) -> None:
         """End all children: idle ones in good order, unless it must be at once."""
+        leaving = [child for start in self._starts for child in start.leaving if child.alive]
         await cancel_and_wait(*(start.making for start in self._starts if start.making is not None))
-        ending = [*self._children, *self._worn]
+        ending = [*self._children, *self._worn, *leaving]
         if at_once:
             await asyncio.gather(*(child.kill(0) for child in ending))
         else:
@@ -160,12 +142,12 @@ class Crew:
         self._children.clear()
         self._worn.clear()
 
-    async def _child_for(self, work: Work) -> Child | None:
+    async def _child_for(self, work: Work, outfit: Outfit) -> Child | None:
         """A child with room, taken; None if the job is stopped before there is one."""
-        child = self._with_room(work.shipped)
+        child = self._with_room(outfit)
         if child is not None and not work.stop.done():
             return self._given(child)
-        acquiring = asyncio.create_task(self._acquire(work.shipped))
+        acquiring = asyncio.create_task(self._acquire(outfit))
         try:
             await asyncio.wait((acquiring, work.stop), return_when=asyncio.FIRST_COMPLETED)
             return acquiring.result() if acquiring.done() else None
@@ -185,6 +167,8 @@ class Crew:
             # Of several on a loop that does not listen, nobody knows who blocks it: each runs alone next.
             return stop.ending if own_doing or not isinstance(stop.ending, TimedOut) else Disturbed(suspect=True)
         except ChildDied as exc:
+            if exc.astray and not work.stop.done() and await set_within(self._told, WORD_SECONDS):
+                return Preempted()  # by a SIGTERM to all processes of the worker, which the child could not take for a stray one
             return work.stop.result().ending if work.stop.done() else _after_death(call, exc)
         finally:
             await cancel_and_wait(running)
@@ -204,13 +188,13 @@ class Crew:
         await child.kill(max(0.0, give_up - boottime()))
         return was_alone
 
-    async def _acquire(self, shipped: tuple[str, ...]) -> Child:
+    async def _acquire(self, outfit: Outfit) -> Child:
         """A child with room, taken: one that is there, one that is being started, or one that is started now."""
         while True:
-            child = self._with_room(shipped)
+            child = self._with_room(outfit)
             if child is not None:
                 return self._given(child)
-            start = self._start_to_join(shipped) or self._new_start(shipped)
+            start = self._start_to_join(outfit) or self._new_start(outfit)
             if start is not None:
                 return await self._join(start)
             self._changed.clear()
@@ -222,14 +206,20 @@ class Crew:
         self._retire_worn()
         return child
 
-    def _with_room(self, shipped: tuple[str, ...]) -> Child | None:
-        self._children = [child for child in self._children if child.alive]
-        fits = (child for child in self._children if child.setup.shipped == shipped and child.load < self._setup.capacity)
+    def _with_room(self, outfit: Outfit) -> Child | None:
+        self._part_with_the_dead()
+        fits = (child for child in self._children if child.outfit == outfit and child.load < self._setup.capacity)
         return next(fits, None)
 
-    def _start_to_join(self, shipped: tuple[str, ...]) -> _Start | None:
+    def _part_with_the_dead(self) -> None:
+        """Forget those that have ended; one that is being killed holds its devices, and no place, until its job is over."""
+        self._worn += [child for child in self._children if not child.alive]
+        self._children = [child for child in self._children if child.alive]
+        self._worn = [child for child in self._worn if child.alive or child.load]
+
+    def _start_to_join(self, outfit: Outfit) -> _Start | None:
         room = min(self._setup.capacity, self._limits.calls or self._setup.capacity)
-        fits = (start for start in self._starts if start.shipped == shipped and start.load < room)
+        fits = (start for start in self._starts if start.outfit == outfit and start.load < room)
         return next(fits, None)
 
     async def _join(self, start: _Start) -> Child:
@@ -237,25 +227,28 @@ class Crew:
         try:
             return await asyncio.shield(start.child)
         except asyncio.CancelledError:
-            start.load -= 1
+            # The child may have come at the same moment, with a place for this job.
+            came = start.child.done() and start.child.exception() is None
+            (start.child.result() if came else start).load -= 1
+            self._changed.set()
             raise
 
-    def _new_start(self, shipped: tuple[str, ...]) -> _Start | None:
+    def _new_start(self, outfit: Outfit) -> _Start | None:
         """Have another child started; None if there is no place for it."""
-        idle = self._place_for_another()
-        if idle is None:
+        leaving = self._place_for_another(outfit)
+        if leaving is None:
             return None
-        start = _Start(shipped)
+        start = _Start(outfit, leaving)
         self._starts.append(start)
-        start.making = asyncio.create_task(self._make(start, idle))
+        start.making = asyncio.create_task(self._make(start))
         return start
 
-    async def _make(self, start: _Start, idle: list[Child]) -> None:
-        """Start a child once the idle ones are gone; all that have joined by then get it, or the error."""
+    async def _make(self, start: _Start) -> None:
+        """Start a child once those that leave for it are gone; all that have joined by then get it, or the error."""
         try:
-            for old in idle:
+            for old in start.leaving:
                 await old.retire()
-            child, _ = await self._start(start.shipped)
+            child, _ = await self._start(start.outfit)
         except BaseException as exc:
             start.child.set_exception(exc if isinstance(exc, ConfigurationError) else ConfigurationError(f"No child: {exc!r}"))
             start.child.exception()  # perhaps nobody joined
@@ -270,55 +263,85 @@ class Crew:
             self._starts.remove(start)
             self._changed.set()
 
-    def _place_for_another(self) -> list[Child] | None:
-        """Which idle children go before one is started: those that are worn, or another; None if there is no place.
+    def _place_for_another(self, outfit: Outfit) -> list[Child] | None:
+        """Which idle children go before one is started: those that are worn, have its devices, or another; None for no place.
 
         Worn ones that still run something take no place: it may go on for hours, and others must not wait for it.
         """
-        worn_out = [child for child in self._worn if not child.load]
-        taken = len(self._children) + len(self._starts)
-        other = None if taken < self._size else next((child for child in self._children if not child.load), None)
-        if taken >= self._size and other is None:
+        in_the_way = self._in_the_way(outfit)
+        if in_the_way is None:
             return None
-        leaving = worn_out if other is None else [*worn_out, other]
+        leaving = [*(child for child in self._worn if not child.load), *in_the_way]
+        staying = [child for child in self._children if child not in leaving]
+        if len(staying) + len(self._starts) >= self._size:
+            other = next((child for child in staying if not child.load), None)
+            if other is None:
+                return None
+            leaving.append(other)
         self._worn = [child for child in self._worn if child not in leaving]
         self._children = [child for child in self._children if child not in leaving]
         return leaving
 
-    async def _start(self, shipped: tuple[str, ...]) -> tuple[Child, Ready]:
+    def _in_the_way(self, outfit: Outfit) -> list[Child] | None:
+        """Idle children that have the devices of one that is to be started; None while others have them."""
+        if self._setup.pool is not Pool.PROCESS:
+            return []  # these see all devices, and have none
+        idle = [child for child in self._children if not child.load]
+        busy = [child for start in self._starts for child in start.leaving] + self.busy
+        kept = [*(child.outfit for child in busy), *(start.outfit for start in self._starts)]
+        return displaced(outfit, {child: child.outfit for child in idle}, kept, self._hardware.calls_per_gpu)
+
+    async def _start(self, outfit: Outfit) -> tuple[Child, Ready]:
+        environ, setup = read_settings().environ, replace(self._setup, **outfit._asdict())
         try:
-            child, ready = await Child.start(replace(self._setup, shipped=shipped))
+            child, ready = await Child.start(setup, {**environ, **self._hardware.variables(outfit, environ)})
         except OSError as exc:  # no memory, no descriptors, no processes left
             raise ConfigurationError(f"This machine cannot start a process: {exc}") from exc
         if ready.problem is not None:
-            await child.kill()
+            await child.kill(0)
             raise ConfigurationError(ready.problem)
-        if self._notice.preempted:
-            child.tell(self._notice)
+        if self._told.is_set():
+            child.tell(Notice(preempted=True))
         return child, ready
 
 
 class Executors:
     """The crews of a worker: `concurrency` processes for plain functions, loops with room for `async_concurrency` coroutines."""
 
-    def __init__(self, setup: ChildSetup, limits: ChildLimits, *, concurrency: int, async_concurrency: int) -> None:
+    def __init__(
+        self,
+        setup: ChildSetup,
+        limits: ChildLimits,
+        *,
+        concurrency: int,
+        async_concurrency: int,
+        hardware: Hardware = Hardware(),  # noqa: B008  # frozen
+    ) -> None:
         self.sizes = {Pool.PROCESS: concurrency, Pool.THREAD: concurrency, Pool.ASYNC: async_concurrency}
-        self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency, limits)
+        self._processes = Crew(replace(setup, pool=Pool.PROCESS, capacity=1), concurrency, limits, hardware)
         # Threads run in the loops' children, which have room for both.
-        self._alone = Crew(replace(setup, pool=Pool.ASYNC, capacity=1), LOOP_CHILDREN, limits)
+        self._alone = Crew(replace(setup, pool=Pool.ASYNC, capacity=1), LOOP_CHILDREN, limits, hardware)
         loops = replace(setup, pool=Pool.ASYNC, capacity=concurrency + async_concurrency)
-        self._loops = Crew(loops, LOOP_CHILDREN, limits)
-        self._limits = limits
+        self._loops = Crew(loops, LOOP_CHILDREN, limits, hardware)
+        self._limits, self._hardware = limits, hardware
+        self._threads = hardware.threads_each(concurrency)
 
     async def first(self) -> Ready:
         """Start the first child and return what it serves. Raises ConfigurationError if it cannot start."""
-        return await self._processes.first()
+        devices = self._hardware.devices
+        return await self._processes.first(Outfit((), None if devices is None else devices[:1], self._threads))
 
     async def run(self, work: Work) -> Ending:
         """Run a job in the kind of child that its pool names."""
         call = work.job.call
         crew = self._processes if call.pool is Pool.PROCESS else self._alone if call.alone else self._loops
-        return await crew.run(work)
+        return await crew.run(work, self._outfit(work))
+
+    def _outfit(self, work: Work) -> Outfit:
+        """With what the work's child was started; one that many share sees all devices, and starts what threads it likes."""
+        if work.job.call.pool is not Pool.PROCESS:
+            return Outfit(work.shipped, self._hardware.devices)
+        return Outfit(work.shipped, work.share.devices, self._threads and (work.share.cpus or self._threads))
 
     @property
     def most_calls_a_chunk(self) -> int | None:

@@ -58,6 +58,10 @@ class Interruptions:
         for stop in self._running:
             _set(stop, LEAVE)
 
+    def stay(self) -> None:
+        """Leave alone those that come from now on: the machine is still there."""
+        self._left = False
+
     def cancel(self, runs: Iterable[str]) -> None:
         """Stop the attempts of these runs."""
         wanted = frozenset(runs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import msgpack
 
@@ -37,9 +37,23 @@ class Served:
     result_ttl_seconds: float | None = None
 
 
+class Outfit(NamedTuple):
+    """In what the children of one kind differ: their shipped modules, the devices that they see, how many threads libraries start.
+
+    None where nothing is said of them.
+    """
+
+    shipped: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
+    threads: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ChildSetup:
-    """The first frame: what a child serves and how. `target` is `module:app`; without it, `served` says what that would."""
+    """The first frame: what a child serves and how. `target` is `module:app`; without it, `served` says what that would.
+
+    With `emulate_tty`, shell commands find a terminal.
+    """
 
     worker: str
     pool: Pool = Pool.PROCESS
@@ -49,6 +63,14 @@ class ChildSetup:
     modules: tuple[str, ...] = ()
     search_path: tuple[str, ...] = ()
     shipped: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
+    threads: int | None = None
+    emulate_tty: bool = False
+
+    @property
+    def outfit(self) -> Outfit:
+        """What it is started with and keeps."""
+        return Outfit(self.shipped, self.devices, self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +153,16 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """SIGTERM is about to come from the supervisor: one that comes without this word was not meant for the child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A child's answer to `Ending`, if it lives on: what runs there is left to handle SIGTERM in its own way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """A job's request: keep the file at its checkpoint path. `request` tells it from others of the same child.
 
@@ -204,7 +236,7 @@ class Report:
     seconds: float = 0
 
 
-Frame = ChildSetup | Ready | Job | Chunk | Recall | Recalled | Cancel | Notice | Request | Answer | Report
+Frame = ChildSetup | Ready | Job | Chunk | Recall | Recalled | Cancel | Notice | Ending | Heard | Request | Answer | Report
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Frame)}
 
 

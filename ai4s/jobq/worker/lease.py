@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import AccessDenied, LeaseLost, TransportError, Unreachable
@@ -32,21 +33,40 @@ ROUND_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 """Between tries of a step that the storage did not take; on top of what the transport tried by itself."""
 
+LEAST_LEASE_SECONDS, MOST_LEASE_SECONDS = 10.0, 7 * 86400.0
+"""What a first lease may be: two renewals must be able to fail in a short one, and Azure knows none above seven days."""
+
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How leases are: the first one's length (None: `FIRST_LEASE_SECONDS`), and whether they are renewed while calls run."""
+
+    first_seconds: float | None = None
+    renewed: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """The length of the first lease, which no later one is shorter than."""
+        return FIRST_LEASE_SECONDS if self.first_seconds is None else self.first_seconds
+
+
+USUAL_TERMS = Terms()
 
 
 class Lease:
     """The right to settle one delivery."""
 
-    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock) -> None:
-        self._queue, self._clock = queue, clock
+    def __init__(self, queue: Queue, delivery: Delivery, clock: Clock, terms: Terms = USUAL_TERMS) -> None:
+        self._queue, self._clock, self._terms = queue, clock, terms
         self._receipt = delivery.receipt
         self._began = delivery.received_at
         self._lost = False
         self.refresh: Callable[[], Awaitable[None]] = self.renew
         """What renews it when that is due: a pack's message changes with what is left of it."""
         self._busy = asyncio.Lock()
-        self._extend(FIRST_LEASE_SECONDS, delivery.received_at)
+        self._extend(terms.seconds, delivery.received_at)
 
     @property
     def held(self) -> bool:
@@ -61,14 +81,14 @@ class Lease:
     @property
     def due(self) -> bool:
         """Whether it is time to renew: after a third, so that two renewals may fail."""
-        return not self._lost and not self._busy.locked() and self._clock() >= self._renew_at
+        return self._terms.renewed and not self._lost and not self._busy.locked() and self._clock() >= self._renew_at
 
     async def renew(self, body: str | None = None) -> None:
         """Extend the lease, and replace the message's body if one is given. Raises LeaseLost, Unreachable, AccessDenied."""
         async with self._busy:
             self._check()
             now = self._clock()
-            seconds = min(LONGEST_LEASE_SECONDS, max(FIRST_LEASE_SECONDS, PART_OF_AGE * (now - self._began)))
+            seconds = max(self._terms.seconds, min(LONGEST_LEASE_SECONDS, PART_OF_AGE * (now - self._began)))
             try:
                 self._receipt = await self._queue.renew(self._receipt, lease_seconds=seconds, body=body)
             except LeaseLost:
@@ -116,14 +136,14 @@ class Lease:
 class LeaseKeeper:
     """Renews all leases of a worker that are due, until it is cancelled."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, terms: Terms = USUAL_TERMS) -> None:
+        self.clock, self._terms = clock, terms
         self._leases: set[Lease] = set()
 
     @asynccontextmanager
     async def hold(self, queue: Queue, delivery: Delivery) -> AsyncIterator[Lease]:
         """A lease on this delivery that is renewed for the length of the block."""
-        lease = Lease(queue, delivery, self.clock)
+        lease = Lease(queue, delivery, self.clock, self._terms)
         self._leases.add(lease)
         try:
             yield lease

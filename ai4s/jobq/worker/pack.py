@@ -18,7 +18,7 @@ from .. import layout
 from ..batches import BatchLedger
 from ..errors import LeaseLost, Malformed, MessageError, ResultGone, Unfit
 from ..lifecycle import Bury, Died, Release, decide
-from ..message import BatchMeta, Cause, Failure, PackHeader, State
+from ..message import NO_NEEDS, BatchMeta, Cause, Failure, PackHeader, Resources, State
 from ..packing import PackInput
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery
@@ -96,7 +96,7 @@ class Packs:
             with self._shop.slots.arriving():
                 known = await self._known_batch(pack)
             run = _PackRun(self._shop, pack, known, counts=self._counts, dealers=self._dealers)
-            async with self._shop.slots.pack(run.call.pool, run.count, TURN_SECONDS) as turn:
+            async with self._shop.slots.pack(run.call.pool, run.count, TURN_SECONDS, run.needs) as turn:
                 if turn is not None:
                     await run.run(turn)
                     return
@@ -153,6 +153,11 @@ class _PackRun:
             sent=pack.header.sent,
             run=pack.header.run,
         )
+
+    @property
+    def needs(self) -> Resources:
+        """What a chunk of its calls needs beside a slot; nothing if it never gets that here, for then it goes back at once."""
+        return NO_NEEDS if self._shop.duties.refuses(self.call) else self._shop.slots.needs(self.call)
 
     @property
     def count(self) -> int:
@@ -224,6 +229,7 @@ class _PackRun:
     async def _work(self, turn: PackTurn) -> None:
         reason = self._shop.duties.refuses(self.call)
         if reason is not None:
+            log.warning("Batch %s is put aside: %s", self._header.batch, printable(reason))
             await self._refuse(decide(refused(self._pack.delivery, reason), self.call, jitter=0))
             return
         try:

@@ -61,7 +61,8 @@ class _Upkeep:
     async def flush(self) -> None:
         while not self.over.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.dealer.flush_wanted.wait(), FLUSH_SECONDS)
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self.dealer.flush_wanted.wait()
             self.dealer.flush_wanted.clear()
             if not self.over.is_set():
                 await self._do(self._log_what_ended)
@@ -113,5 +114,6 @@ class _Upkeep:
 
     async def _is_over_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.over.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.over.wait()
         return self.over.is_set()

@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, TransportError, Unreachable
 from ..layout import check_queue_name
 from ..ledger import Ledger
 from ..transports.base import Delivery, Queue
-from .lease import FIRST_LEASE_SECONDS
+from .lease import USUAL_TERMS, Terms
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -114,7 +114,8 @@ class Line:
 class Poller:
     """Fetches for a worker; made ready by `open`."""
 
-    def __init__(self, groups: Sequence[Sequence[Line]], turns: Sequence[Sequence[Turn]]) -> None:
+    def __init__(self, groups: Sequence[Sequence[Line]], turns: Sequence[Sequence[Turn]], terms: Terms = USUAL_TERMS) -> None:
+        self._terms = terms
         self._groups = [
             [line for line, turn in zip(lines, group, strict=True) for _ in range(turn.weight)]
             for lines, group in zip(groups, turns, strict=True)
@@ -122,9 +123,9 @@ class Poller:
         self.lines = [line for lines in groups for line in lines]
 
     @classmethod
-    async def open(cls, ledger: Ledger, turns: Sequence[Sequence[Turn]]) -> Poller:
+    async def open(cls, ledger: Ledger, turns: Sequence[Sequence[Turn]], terms: Terms = USUAL_TERMS) -> Poller:
         """With all queues there. Raises AccessDenied, Unreachable, NotFound, PlaceTaken."""
-        return cls([[Line(turn.queue, await ledger.queue(turn.queue)) for turn in group] for group in turns], turns)
+        return cls([[Line(turn.queue, await ledger.queue(turn.queue)) for turn in group] for group in turns], turns, terms)
 
     async def fetch(self, room: int) -> tuple[Line, list[Delivery]] | None:
         """Up to `room` messages of the first queue that is due and has some; nothing for no room."""
@@ -163,7 +164,7 @@ class Poller:
 
     async def _receive(self, line: Line, room: int) -> list[Delivery]:
         try:
-            deliveries = await line.queue.receive(room, lease_seconds=FIRST_LEASE_SECONDS)
+            deliveries = await line.queue.receive(room, lease_seconds=self._terms.seconds)
         except TransportError as exc:
             line.failed(exc)
             return []

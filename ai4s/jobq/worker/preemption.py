@@ -1,7 +1,8 @@
 """Notices that Azure takes this machine away: its Scheduled Events, asked for every second.
 
 An onlooker beside the work: whatever goes wrong here is said once, and disturbs nothing. Only what surely names this machine
-counts, and only an answer that surely does not name it any more withdraws a notice.
+counts, and only an answer that surely does not name it any more withdraws a notice. An event that the worker has outlived, or by
+which the machine went before, is none any more.
 
 Facts, from Microsoft's page on Scheduled Events for Linux VMs: the first request may block for two minutes; Preempt comes at least
 30 s ahead, Terminate, Reboot and Redeploy minutes; `NotBefore` is empty once an event has started; an event that is over vanishes.
@@ -172,13 +173,14 @@ class Notices:
         event = await self._next_of_mine(events, now)
         if event is not None and event.seconds_left(now) <= LEAD_SECONDS:
             self._told = f"{event.kind} of this machine is announced"
-            self._shutdown.notice(self._told, event.seconds_left(now))
+            self._shutdown.notice(self._told, event.seconds_left(now), event.id)
         elif self._told is not None:
             self._shutdown.withdraw(f"{self._told} no more")
             self._told = None
 
     async def _next_of_mine(self, events: Sequence[Event], now: float) -> Event | None:
-        ahead = [event for event in events if event.id not in (self._behind or ())]
+        known = self._shutdown.outlived.union(self._behind or ())
+        ahead = [event for event in events if event.id not in known]
         if not ahead:
             return None
         self._name = self._name or await self._metadata.name()

@@ -149,6 +149,7 @@ class Reckoner:
             elif frame.mark == Mark.FILE:
                 await self._keep(running, index, frame.seconds)
             else:
+                self._dealt.counts.failures_in_a_row = 0
                 self._calls.end(Packed(index, Code.VALUE, self._attempt(index), frame.seconds, frame.data))
 
     def _take_values(self, running: RunningChunk, frames: list[Frame]) -> bool:
@@ -156,6 +157,7 @@ class Reckoner:
         indices = running.indices[running.ended : running.ended + len(frames)]
         if len(indices) < len(frames) or not self._calls.end_values(indices, frames):
             return False
+        self._dealt.counts.failures_in_a_row = 0
         running.ended += len(frames)
         return True
 
@@ -261,6 +263,7 @@ class Reckoner:
     def _apply(self, index: int, happening: Ending | Happening, seconds: float) -> None:
         """Do to one call what its lifecycle says."""
         assert not isinstance(happening, Report)
+        self._dealt.counts.note(happening)
         call = self._calls.call(self._dealt.meta, self._call_id(index), index)
         match decide(happening, call, jitter=random.random()):
             case Finish(state, _):

@@ -19,19 +19,22 @@ from ..app import App
 from ..client import Client, Origin
 from ..errors import ConfigurationError
 from ..layout import DEFAULT_QUEUE
+from ..message import SHELL_TASK
 from ..running import importing
+from ..shell.calls import shell_task
 from ..task import Task
 from .jobs import ChildSetup, Ready, Served
 
 
 def load(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
-    """Import what the setup names; returns the process's client of the app, and the tasks by name.
+    """Import what the setup names; returns the process's client of the app, and the tasks by name, the built-in one among them.
 
     Raises ConfigurationError that says which part of the target is wrong. What the user's modules raise passes through.
     """
     _extend_search_path(setup)
     with importing(setup.target or ", ".join(setup.modules)):
-        return _loaded(setup)
+        client, tasks = _loaded(setup)
+    return client, {**tasks, SHELL_TASK: shell_task(client, emulate_tty=setup.emulate_tty)}
 
 
 def _loaded(setup: ChildSetup) -> tuple[Client, Mapping[str, Task[..., Any, Any]]]:
@@ -95,7 +98,7 @@ def _import(module_name: str, target: str) -> Any:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
             raise
         raise ConfigurationError(
-            f"{target}: there is no module {exc.name!r} on the path. Run the worker where the module lies, or install it."
+            f"{target}: there is no module {exc.name!r} on the path. Run this where the module lies, or install it."
         ) from exc
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..clock import boottime
 from ..config import read_settings
-from ..errors import ConfigurationError, TransportError
+from ..errors import ConfigurationError, JobQError, TransportError
 from ..ledger import Ledger
 from ..message import Pool
 from ..signing import Keyring
@@ -26,11 +26,14 @@ from ..transports import open_transport
 from ..transports.base import Delivery
 from ..transports.place import parse_place
 from .attempt import Attempts
+from .devices import Hardware, machine
 from .duties import Duties
-from .executors import ChildLimits, Executors
+from .executors import Executors
 from .interruptions import Interruptions
 from .jobs import ChildSetup, Notice, Ready, Served
-from .lease import LeaseKeeper
+from .lease import USUAL_TERMS, LeaseKeeper, Terms
+from .limits import ChildLimits
+from .memory import use_one_heap
 from .orders import Orders, Ways
 from .poller import Line, Poller, parse_queues
 from .preemption import follow_notices, metadata_url
@@ -55,6 +58,8 @@ class Plan:
     """How a worker is to work. Seconds; None means for ever.
 
     `until_idle_seconds` ends it after so long without work; `until_empty` when its queues are empty, invisible messages included.
+    `most_messages` ends it after so many, or as soon as there is none to be had. More than `max_failures_in_a_row` attempts that
+    fail one after the other end it as broken: a machine that fails fast takes most of the work. `terms` is how leases are.
     """
 
     setup: ChildSetup
@@ -66,6 +71,10 @@ class Plan:
     time_limit_seconds: float | None = None
     by_value: bool = True
     limits: ChildLimits = ChildLimits()  # noqa: RUF009  # frozen
+    terms: Terms = USUAL_TERMS
+    most_messages: int | None = None
+    max_failures_in_a_row: int | None = None
+    hardware: Hardware = field(default_factory=machine)
 
 
 class Worker:
@@ -78,7 +87,10 @@ class Worker:
         self._taking = False
         self._runs: set[asyncio.Task[None]] = set()
         self._empty_looks = 0
-        self.gave_up = False
+        self._taken = 0
+        self.gave_up: JobQError | None = None
+        """Why this machine is not to go on."""
+        attempts.counts.on_failure = self._give_up_if_broken
 
     def numbers(self) -> Mapping[str, int]:
         """Counts for the status."""
@@ -92,6 +104,10 @@ class Worker:
             "lost": counts.lost,
             "fenced": counts.fenced,
         }
+
+    def queues(self) -> Sequence[str]:
+        """The queues that it serves."""
+        return list(dict.fromkeys(line.name for line in self._poller.lines))
 
     def batches(self) -> Mapping[str, int]:
         """How many calls of each batch run now."""
@@ -109,7 +125,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             while not shutdown.ending.is_set():
                 self._slots.open()
-                self._taking = True
+                self._taking, self._last_work = True, boottime()
                 fetching = group.create_task(self._fetch(group))
                 await shutdown.draining.wait()
                 # Not asked of the event by those who fetch: a notice may be withdrawn before they look.
@@ -134,8 +150,9 @@ class Worker:
             if not self._taking or self._shutdown.draining.is_set():
                 continue
             # Not to be cancelled before: messages that were received and not given back would be hidden until their lease ends.
-            found = await self._shutdown.unless_over(self._poller.fetch(self._slots.room()))
+            found = await self._shutdown.unless_over(self._poller.fetch(self._room()))
             if found is not None:
+                self._taken += len(found[1])
                 for delivery in found[1]:
                     run = group.create_task(self._run(found[0], delivery))
                     self._runs.add(run)
@@ -143,6 +160,7 @@ class Worker:
                 self._last_work = boottime()
                 # The attempts must count themselves before the next fetch asks for room.
                 await asyncio.sleep(0)
+                await self._end_if_all_taken()
             elif await self._shutdown.unless_draining(self._is_over()):
                 self._shutdown.drain("There is nothing left to do")
             else:
@@ -154,11 +172,41 @@ class Worker:
         except Exception:  # a defect of ours in one attempt must not end the others: its message comes again
             log.exception("Message %s hit a defect of the worker; it will be delivered again.", delivery.receipt.message_id)
         self._last_work = boottime()
-        if self._attempts.counts.hindered >= MOST_HINDRANCES:
-            self.gave_up = True
+        self._give_up_if_broken()
+
+    def _give_up_if_broken(self) -> None:
+        counts, most_failures = self._attempts.counts, self._plan.max_failures_in_a_row
+        if self.gave_up is not None:
+            return
+        if counts.hindered >= MOST_HINDRANCES:
+            self.gave_up = ConfigurationError(
+                "The worker could not begin calls any more; the log says why. They went back to their queues."
+            )
             self._shutdown.drain(f"{MOST_HINDRANCES} attempts in a row could not even begin on this machine")
+        elif most_failures is not None and counts.failures_in_a_row > most_failures:
+            self._slots.close()  # now: the next one waits for the slot of this one
+            failures = f"{counts.failures_in_a_row} attempts in a row failed"
+            self.gave_up = JobQError(f"{failures}, which --max-consecutive-failures takes for a broken machine; the log says why.")
+            self._shutdown.drain(failures)
+
+    def _room(self) -> int:
+        """How many messages may be fetched now."""
+        room, most = self._slots.room(), self._plan.most_messages
+        return room if most is None else min(room, most - self._taken)
+
+    async def _end_if_all_taken(self) -> None:
+        if self._plan.most_messages is not None and self._taken >= self._plan.most_messages:
+            # Not at once: who ends gives back what has not begun.
+            await self._shutdown.unless_draining(self._until_settled())
+            self._shutdown.drain("That is all it was to take")
+
+    async def _until_settled(self) -> None:
+        await asyncio.wait(set(self._runs))
 
     async def _is_over(self) -> bool:
+        if self._plan.most_messages is not None:
+            log.info("No message is to be had now.")
+            return True
         if self._slots.busy:
             return False
         idle_seconds = self._plan.until_idle_seconds
@@ -177,7 +225,9 @@ class Worker:
         except TransportError as exc:
             log.warning("The depth of the queues is not known: %s", exc)
             return False
-        self._empty_looks = self._empty_looks + 1 if depth <= len(refused) else 0
+        # A queue that may not be received from is not known to be worked off.
+        is_empty = depth <= len(refused) and not self.trouble()
+        self._empty_looks = self._empty_looks + 1 if is_empty else 0
         return self._empty_looks >= 2
 
 
@@ -187,11 +237,12 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
     Raises ConfigurationError if the target cannot be imported or the place cannot be used, TransportError if it cannot be
     reached at the start; from then on faults of the storage are waited out.
     """
+    use_one_heap()
     _calm_collector()
     with scratch_folder() as folder:
         async with shutdown.listening(), AsyncExitStack() as stack:
             sizes = {"concurrency": plan.concurrency, "async_concurrency": plan.async_concurrency}
-            executors = Executors(plan.setup, plan.limits, **sizes)
+            executors = Executors(plan.setup, plan.limits, **sizes, hardware=plan.hardware)
             stack.push_async_callback(_end_children, executors, shutdown)
             first = await shutdown.unless_draining(executors.first())
             if first is None:
@@ -201,7 +252,7 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
             if ledger is None:
                 return
             groups = parse_queues(ledger.app, plan.queues or [",".join(first.queues)])
-            poller = await shutdown.unless_draining(Poller.open(ledger, groups))
+            poller = await shutdown.unless_draining(Poller.open(ledger, groups, plan.terms))
             if poller is None:
                 return
             place, ttl = parse_place(first.served.url).label, first.served.result_ttl_seconds
@@ -254,7 +305,7 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
     attempts = Attempts(workshop)
     worker = Worker(plan, parts.poller, attempts, workshop=workshop, shutdown=shutdown)
     status = Status(parts.ledger, plan.setup.worker, worker)
-    tidying = Tidying(parts.ledger, parts.result_ttl_seconds, lambda: not workshop.slots.busy)
+    tidying = Tidying(parts.ledger, parts.result_ttl_seconds, lambda: not (workshop.slots.busy or shutdown.draining.is_set()))
     _announce(plan, parts)
     async with asyncio.TaskGroup() as upkeep:
         duties = (
@@ -277,8 +328,8 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
     await shutdown.unless_over(status.write("stopped"))
     told = ", ".join(f"{number} {name}" for name, number in worker.numbers().items() if name not in ("slots", "running"))
     log.info("Worker %s ends: %s", plan.setup.worker, told)
-    if worker.gave_up:
-        raise ConfigurationError("The worker could not begin calls any more; the log says why. They went back to their queues.")
+    if worker.gave_up is not None:
+        raise worker.gave_up
 
 
 async def _workshop(plan: Plan, parts: _Parts, shutdown: Shutdown) -> Workshop:
@@ -287,25 +338,31 @@ async def _workshop(plan: Plan, parts: _Parts, shutdown: Shutdown) -> Workshop:
     await orders.read()
     return Workshop(
         parts.ledger,
-        Duties(plan.setup.worker, parts.tasks, plan.by_value),
+        Duties(plan.setup.worker, parts.tasks, plan.by_value, plan.hardware),
         parts.executors,
-        Slots(parts.executors.sizes, set(parts.tasks.values())),
+        Slots(parts.executors.sizes, set(parts.tasks.values()), hardware=plan.hardware),
         Scratch(parts.folder, parts.ledger, cache_bytes=read_settings().cache_bytes),
-        LeaseKeeper(boottime),
+        LeaseKeeper(boottime, plan.terms),
         interruptions,
         orders,
     )
 
 
 async def _leave(shutdown: Shutdown, interruptions: Interruptions) -> None:
-    await shutdown.leaving.wait()
-    interruptions.leave()
+    while True:
+        await shutdown.leaving.wait()
+        interruptions.leave()
+        await shutdown.until_turned()
+        if shutdown.ending.is_set():
+            return
+        interruptions.stay()
 
 
 def _announce(plan: Plan, parts: _Parts) -> None:
     ledger, place = parts.ledger, parts.place
-    names = ", ".join(sorted(parts.tasks)) or "only calls that bring their code along"
+    names = ", ".join(sorted(parts.tasks))
     queues = ", ".join(line.name for line in parts.poller.lines)
     log.info("Worker %s serves app %s at %s, queues %s: %s", plan.setup.worker, ledger.app, place, queues, names)
+    log.info("Its calls share %s.", plan.hardware)
     if not ledger.wire.keyring:
         log.info("No signing key is set: whoever may write to this place can run code here. JOBQ_SIGNING_KEYS changes that.")

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import layout
+from ..checkpointing import FOLDER
 from ..config import CACHE_BYTES
 from ..errors import AccessDenied, ConfigurationError, LeaseLost, MessageError, Unreachable
 from ..ledger import Ledger
@@ -79,6 +81,9 @@ class JobFiles:
         for ending in (ARGUMENTS, VALUE, CHECKPOINT, JOURNAL):
             with suppress(FileNotFoundError):
                 os.unlink(self.at(ending))  # noqa: PTH108  # (see `at`)
+        if os.path.isdir(left := self.at(CHECKPOINT) + FOLDER):  # noqa: PTH112  # (see `at`)
+            # Of a call whose process was killed. It may hold a great many files, and leases have to be renewed meanwhile.
+            threading.Thread(target=shutil.rmtree, args=(left, True), name="jobq-remove", daemon=True).start()
 
 
 class Scratch:
@@ -179,7 +184,8 @@ def scratch_folder() -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(2):  # the first may be in the way of a thread that removes a part of it
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned(parent: Path) -> None:

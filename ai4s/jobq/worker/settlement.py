@@ -24,6 +24,7 @@ from ..lifecycle import (
     Refused,
     Release,
     Retry,
+    Succeeded,
     TimedOut,
     decide,
     is_hopeless,
@@ -58,7 +59,7 @@ class Counts:
 
     `lost` counts leases, `fenced` attempts whose call had an outcome already when they came to theirs: duplicates, in short.
     `refused` holds messages put aside, and until when on the worker's clock; `hindered` counts attempts in a row that this
-    machine could not even begin.
+    machine could not even begin, `failures_in_a_row` those that failed, whether or not they are to be repeated.
     """
 
     succeeded: int = 0
@@ -67,7 +68,18 @@ class Counts:
     lost: int = 0
     fenced: int = 0
     hindered: int = 0
+    failures_in_a_row: int = 0
     refused: dict[str, float] = field(default_factory=dict)
+    on_failure: Callable[[], None] = lambda: None
+    """Called after each failure: a pack may have thousands of them before it is settled."""
+
+    def note(self, happening: Happening) -> None:
+        """Count failures in a row; what neither failed nor succeeded, such as an attempt that was given back, ends no row."""
+        if isinstance(happening, Raised | TimedOut | Died):
+            self.failures_in_a_row += 1
+            self.on_failure()
+        elif isinstance(happening, Succeeded):
+            self.failures_in_a_row = 0
 
 
 class Settlement:
@@ -78,6 +90,8 @@ class Settlement:
         self.counts = Counts()
 
     async def settle(self, attempt: Attempt, happening: Happening, ran_from: float | None = None) -> None:
+        if ran_from is not None:
+            self.counts.note(happening)
         match decide(happening, attempt.call, jitter=random.random()):
             case Finish(state, value):
                 await self._end(attempt, self._outcome(attempt, state, ran_from, value=value))

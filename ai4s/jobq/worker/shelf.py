@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..buffers import mapped
-from ..codec import Unresolved
+from ..codec import Hindered, Unresolved
 from ..errors import Unfit
 from ..stored import Stored, decode, gone
 from .jobs import Answer, Fetch, Request
@@ -37,10 +37,6 @@ class Gone(Unresolved):
 
 class OtherPython(Unresolved):
     """The object holds code of another Python: its call is for another worker."""
-
-
-class Hindered(Unresolved):
-    """The machine has no room for the object, or the storage did not answer: not the call's fault."""
 
 
 class Shelf:

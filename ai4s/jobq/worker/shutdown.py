@@ -2,7 +2,8 @@
 
 A signal, the time limit and a notice that the machine will go begin the first step, and what runs has most of the grace
 period to finish; the last part of it is for giving back what did not. A second signal leaves at once. What has begun can only
-become shorter, except that a notice may be withdrawn.
+become shorter, except for a notice, which does not end the worker: having given back what ran it waits for the machine to go,
+and goes on if the notice is withdrawn, or nothing has happened for long enough.
 
 Next: `runtime.py`, which listens; `preemption.py`, which brings the notices.
 """
@@ -15,11 +16,13 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 from ..clock import boottime
+from ..config import PREEMPTION_TIMEOUT_SECONDS
 
 log = logging.getLogger("ai4s.jobq.worker")
 
@@ -52,13 +55,21 @@ class Why(Enum):
 class Shutdown:
     """`draining`: take nothing new. `leaving`: stop what runs, and give it back. `over`: wait for no answer any more.
 
-    Only a notice's draining can end again; `ending` is set once there is no way back. `at_last` is called when it is over.
+    Only what a notice began can end again, draining and leaving; `ending` is set once there is no way back. `at_last` is called
+    when it is over. `patience_seconds` after the moment that a notice named, its event is among the `outlived` ones.
     """
 
-    def __init__(self, grace_seconds: float, at_last: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        grace_seconds: float,
+        at_last: Callable[[], None] = lambda: None,
+        *,
+        patience_seconds: float = PREEMPTION_TIMEOUT_SECONDS,
+    ) -> None:
         self.draining, self.ending, self.leaving, self.over = (asyncio.Event() for _ in range(4))
         self.why: Why | None = None
-        self._grace_seconds, self._at_last = grace_seconds, at_last
+        self.outlived: set[str] = set()
+        self._grace_seconds, self._at_last, self._patience_seconds = grace_seconds, at_last, patience_seconds
         self._timers: list[asyncio.TimerHandle] = []
         self._gone_at = float("inf")
         self._signalled_at: float | None = None
@@ -68,7 +79,8 @@ class Shutdown:
         """Take nothing new from now on, and be gone when the grace period is over, or with the machine."""
         if not self.ending.is_set() or self._gone_at == float("inf"):
             self.ending.set()
-            self.why = why
+            # What a worker that waits for its machine to go has given back is there for the next one, whoever ends it.
+            self.why = Why.PREEMPTED if self.leaving.is_set() else why
             self._begin(min(self._grace_seconds, self._left_seconds()), reason)
 
     def finish(self, reason: str) -> None:
@@ -80,22 +92,24 @@ class Shutdown:
             self.draining.set()
             self._turned.set()
 
-    def notice(self, reason: str, seconds: float) -> None:
-        """The machine goes in so many seconds, unless the notice is withdrawn: take nothing new, and be gone by then.
+    def notice(self, reason: str, seconds: float, event: str = "") -> None:
+        """The machine goes in so many seconds, unless the notice is withdrawn: take nothing new, and hold nothing by then.
 
         May be repeated. To a worker that ends already it only says that there is less time.
         """
         if seconds < self._left_seconds() - SOONER_SECONDS and not self.leaving.is_set():
             self.why = self.why or Why.PREEMPTED
             self._begin(seconds, reason)
+            self._at(max(seconds, LEAST_LEAVING_SECONDS) + self._patience_seconds, partial(self._outlive, event))
 
     def withdraw(self, reason: str) -> None:
-        """The machine stays after all: go on, unless something else ends the worker, or it has begun to leave."""
+        """The machine stays after all: go on, unless something else ends the worker. What was stopped begins elsewhere."""
         if self.draining.is_set() and not self.ending.is_set():
             log.info("%s: going on.", reason)
             self._stop_timers()
             self.why, self._gone_at = None, float("inf")
             self.draining.clear()
+            self.leaving.clear()
             self._turned.set()
 
     async def until_turned(self) -> None:
@@ -125,9 +139,10 @@ class Shutdown:
         return await unless(self.over, work)
 
     def _begin(self, seconds: float, reason: str) -> None:
-        """Be gone in so many seconds; for giving back there are some in any case."""
+        """Be gone in so many seconds, or have given everything back; for that there are some in any case."""
         seconds = max(seconds, LEAST_LEAVING_SECONDS)
-        log.info("%s: no new work; the worker is gone within %g s.", reason, round(seconds, 1))
+        then = "gone" if self.ending.is_set() else "done with what it runs"
+        log.info("%s: no new work; the worker is %s within %g s.", reason, then, round(seconds, 1))
         self._stop_timers()
         self._gone_at = boottime() + seconds
         self.draining.set()
@@ -138,12 +153,17 @@ class Shutdown:
     def _leave(self) -> None:
         if not self.leaving.is_set():
             log.warning("What still runs is stopped and given back now.")
-        self.ending.set()
+            if not self.ending.is_set():
+                log.info("Then the worker waits for its machine to go.")
         self.leaving.set()
         self._turned.set()
 
+    def _outlive(self, event: str) -> None:
+        self.outlived.add(event)
+        self.withdraw(f"The machine is still there {self._patience_seconds:g} s after the notice's time")
+
     def _end(self) -> None:
-        if not self.over.is_set():
+        if self.ending.is_set() and not self.over.is_set():
             self.over.set()
             self._at_last()
 
@@ -187,6 +207,14 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         return working.result() if working.done() else None
     finally:
         await cancel_and_wait(working, waiting)
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event is set, by then at the latest."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:

@@ -14,22 +14,22 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .. import layout
 from ..clock import boottime
 from ..errors import TransportError
 from ..ledger import Ledger
+from ..maps.progress import MAX_NAMED
 from ..printable import printable
-from ..progress import MAX_NAMED
 from ..version import __version__
 
 log = logging.getLogger("ai4s.jobq.worker")
 
 BUSY_SECONDS, IDLE_SECONDS = 15.0, 60.0
 LOOK_SECONDS = 1.0
-MAX_TROUBLE_CHARS = 300
+MAX_TROUBLE_CHARS, MAX_QUEUES_CHARS = 300, 2000
 """A blob's metadata holds 8 KiB in all."""
 
 
@@ -40,9 +40,12 @@ def new_worker_id() -> str:
 
 
 class Told(Protocol):
-    """Who tells of a worker: the current counts, with "running" among them; how many calls of each batch run; what is wrong."""
+    """Who tells of a worker: the current counts, with "running" among them; what it serves; how many calls of each batch run; what
+    is wrong."""
 
     def numbers(self) -> Mapping[str, int]: ...
+
+    def queues(self) -> Sequence[str]: ...
 
     def batches(self) -> Mapping[str, int]: ...
 
@@ -54,6 +57,7 @@ class Status:
 
     def __init__(self, ledger: Ledger, worker: str, told: Told) -> None:
         self._ledger, self._worker, self._told = ledger, worker, told
+        self._started: float | None = None
 
     async def keep(self, draining: asyncio.Event) -> None:
         """Write it from time to time, for ever, and when draining or trouble begins or ends."""
@@ -73,9 +77,12 @@ class Status:
         busiest = sorted(self._told.batches().items(), key=lambda named: -named[1])[:MAX_NAMED]
         if named := " ".join(f"{batch}={count}" for batch, count in busiest if count):
             metadata["batches"] = named
+        metadata["queues"] = " ".join(self._told.queues())[:MAX_QUEUES_CHARS]
         if trouble := self._told.trouble():
             metadata["trouble"] = printable(trouble).encode("ascii", "replace").decode()[:MAX_TROUBLE_CHARS]
         try:
+            self._started = self._started or await self._ledger.transport.server_time()
+            metadata["started"] = f"{self._started:.0f}"
             await (await self._ledger.store()).put(layout.worker(self._worker), b"", metadata=metadata)
         except TransportError as exc:
             log.warning("The worker's status could not be written: %s", exc)

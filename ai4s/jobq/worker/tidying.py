@@ -14,9 +14,9 @@ import random
 from collections.abc import AsyncIterator, Callable
 
 from .. import layout
-from ..batch_standing import Standing, standings
 from ..errors import TransportError
 from ..ledger import Ledger
+from ..maps.standing import Standing, standings
 from ..sweeping import Ended, Folders, Limits, Sweeper, ended_calls
 from ..waiting import common_beginning
 
@@ -34,24 +34,30 @@ BATCHES_EVERY = 5
 """Steps of which one is for batches: there are few of them, and a step looks at all of each."""
 
 STATUSES_EVERY = 60
-"""Steps between two looks at the statuses of workers."""
+"""Steps between two looks at the statuses of workers, which take the place of calls and not of batches."""
 
 
 class Tidying:
-    """Removes what is older than `ttl_seconds`, while `is_idle`; nothing without a `ttl_seconds`."""
+    """Removes what is older than `ttl_seconds`, while `is_idle`; nothing without a `ttl_seconds`.
 
-    def __init__(self, ledger: Ledger, ttl_seconds: float | None, is_idle: Callable[[], bool]) -> None:
+    Where it begins is left to `chance`; of any `BATCHES_EVERY` steps in a row exactly one is for batches.
+    """
+
+    def __init__(
+        self, ledger: Ledger, ttl_seconds: float | None, is_idle: Callable[[], bool], *, chance: random.Random | None = None
+    ) -> None:
         self._ledger, self._ttl_seconds, self._is_idle = ledger, ttl_seconds, is_idle
+        self._chance = chance or random.Random()
         self._walk: AsyncIterator[Ended] | None = None
         self._batches: AsyncIterator[Standing] | None = None
         self._letters: list[str] = []
-        self._steps = random.randrange(STATUSES_EVERY)
+        self._steps = self._chance.randrange(STATUSES_EVERY)
 
     async def keep(self) -> None:
         """A step from time to time, for ever."""
         while self._ttl_seconds is not None:
             # Not all workers of a fleet at the same moment.
-            await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.8, 1.2))
+            await asyncio.sleep(PAUSE_SECONDS * self._chance.uniform(0.8, 1.2))
             if self._is_idle():
                 await self.step(self._ttl_seconds)
 
@@ -68,11 +74,11 @@ class Tidying:
         limits = Limits.at(now, ttl_seconds)
         sweeper = Sweeper(self._ledger, store, limits)
         self._steps += 1
-        if self._steps % STATUSES_EVERY == 0:
-            await sweeper.sweep_workers()
-            return
         if self._steps % BATCHES_EVERY == 0:
             await self._batches_step(sweeper)
+            return
+        if self._steps % STATUSES_EVERY == STATUSES_EVERY - 1:
+            await sweeper.sweep_workers()
             return
         due = await self._next_due(limits)
         if due:
@@ -125,5 +131,5 @@ class Tidying:
     def _next_letter(self) -> str:
         """What the clients' names of the next part of the walk begin with. A worker may not live for a whole round."""
         if not self._letters:
-            self._letters = random.sample(layout.CLIENT_LETTERS, len(layout.CLIENT_LETTERS))
+            self._letters = self._chance.sample(layout.CLIENT_LETTERS, len(layout.CLIENT_LETTERS))
         return self._letters.pop()
