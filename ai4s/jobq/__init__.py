@@ -14,7 +14,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import App
-    from .batch import Batch
+    from .blobs.blobs import Blobs
     from .errors import (
         AccessDenied,
         BatchConflict,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CallExpired,
         CallRefused,
         CallTimedOut,
+        CommandFailed,
         ConfigurationError,
         DeclarationError,
         HandleAsArgument,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         MapInterrupted,
         NotFinished,
         NotSerializable,
+        ProcessDied,
         ResultGone,
         ResultTimeout,
         Retry,
@@ -41,18 +43,25 @@ if TYPE_CHECKING:
     )
     from .gathering import agather, as_completed, await_, gather, wait
     from .handle import Handle
+    from .maps.batch import Batch
+    from .maps.fed import Fed
+    from .maps.outcomes import Outcome
+    from .maps.progress import Progress
     from .message import Backoff, State
-    from .outcomes import Outcome
-    from .progress import Progress
+    from .named_task import task_named
+    from .process_work import run_in_process
     from .running import current, preempted
+    from .shell_result import ShellResult
     from .stored import Stored
     from .task import Task
 
 _HOMES = {
     "app": ("App",),
-    "batch": ("Batch",),
-    "outcomes": ("Outcome",),
-    "progress": ("Progress",),
+    "maps.batch": ("Batch",),
+    "blobs.blobs": ("Blobs",),
+    "maps.outcomes": ("Outcome",),
+    "process_work": ("run_in_process",),
+    "maps.progress": ("Progress",),
     "running": ("current", "preempted"),
     "errors": (
         "AccessDenied",
@@ -62,6 +71,7 @@ _HOMES = {
         "CallExpired",
         "CallRefused",
         "CallTimedOut",
+        "CommandFailed",
         "ConfigurationError",
         "DeclarationError",
         "HandleAsArgument",
@@ -70,6 +80,7 @@ _HOMES = {
         "MapInterrupted",
         "NotFinished",
         "NotSerializable",
+        "ProcessDied",
         "ResultGone",
         "ResultTimeout",
         "Retry",
@@ -78,9 +89,12 @@ _HOMES = {
         "WorkerDied",
         "WouldDeadlock",
     ),
+    "maps.fed": ("Fed",),
     "gathering": ("agather", "as_completed", "await_", "gather", "wait"),
     "handle": ("Handle",),
     "message": ("Backoff", "State"),
+    "named_task": ("task_named",),
+    "shell_result": ("ShellResult",),
     "stored": ("Stored",),
     "task": ("Task",),
 }
@@ -92,13 +106,16 @@ __all__ = [
     "Backoff",
     "Batch",
     "BatchConflict",
+    "Blobs",
     "CallCancelled",
     "CallError",
     "CallExpired",
     "CallRefused",
     "CallTimedOut",
+    "CommandFailed",
     "ConfigurationError",
     "DeclarationError",
+    "Fed",
     "Handle",
     "HandleAsArgument",
     "JobQError",
@@ -107,10 +124,12 @@ __all__ = [
     "NotFinished",
     "NotSerializable",
     "Outcome",
+    "ProcessDied",
     "Progress",
     "ResultGone",
     "ResultTimeout",
     "Retry",
+    "ShellResult",
     "State",
     "Stored",
     "Task",
@@ -125,6 +144,8 @@ __all__ = [
     "current",
     "gather",
     "preempted",
+    "run_in_process",
+    "task_named",
     "wait",
 ]
 

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, Literal, Never, ParamSpec, Protocol, TypeVar, overload
 
 from . import control, layout, stored, sweeping
 from .background import BackgroundWorker
-from .batch import Batch
+from .blobs.blobs import Blobs, blobs_of
 from .client import Client
 from .codec import codec_named
 from .dead_letters import DeadLetters
+from .declaration import Declaration, declaration_of, place_of
 from .errors import DeclarationError, Malformed
-from .feeding import check_batch_name
 from .handle import Handle
 from .ledger import Ledger
+from .maps.batch import Batch
+from .maps.feeding import check_batch_name
 from .message import Backoff
 from .options import seconds, task_options
+from .overview.queues import Queues
 from .payload import check_shipped, is_importable
 from .resource import Resource
 from .retry import whole_number
+from .shell.calls import Shell, shell_task
 from .stored import Stored
 from .submission import refuse_handles
 from .sweeping import DAY_SECONDS, Swept
@@ -87,7 +90,7 @@ class App:
             self.client.result_ttl_seconds = seconds("result_ttl", result_ttl, least=DAY_SECONDS)
         self.tasks: dict[str, Task[..., Any, Any]] = {}
         self._shipment = Shipment(check_shipped(ship))
-        self._origins: dict[str, _Origin] = {}
+        self._declarations: dict[str, Declaration] = {}
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[object, Never, R], R]: ...
@@ -107,6 +110,9 @@ class App:
         queue: str = ...,
         codec: Literal["cloudpickle", "msgpack"] = ...,
         pool: Literal["process", "async", "thread"] | None = ...,
+        gpus: int | None = ...,
+        cpus: int | None = ...,
+        memory: int | str | None = ...,
     ) -> TaskDecorator: ...
     @overload
     def task(
@@ -123,6 +129,9 @@ class App:
         queue: str = ...,
         codec: Literal["cloudpickle", "msgpack"] = ...,
         pool: Literal["process", "thread"] | None = ...,
+        gpus: int | None = ...,
+        cpus: int | None = ...,
+        memory: int | str | None = ...,
     ) -> VectorDecorator: ...
     def task(self, *function: Any, **given: Any) -> Any:
         """Declare a function as a task; bare, or with options.
@@ -140,6 +149,8 @@ class App:
             vector: the function takes a list of up to so many items and returns a list of as many results, or exceptions; calls
                 are submitted by `map`, item by item, and each has an outcome of its own.
             pool: "process" for plain functions, "async" for `async def`, each the default there; or "thread".
+            gpus, cpus, memory: what a call takes of its worker's devices, cores and memory (bytes, or a text such as "8G") while it
+                runs, and so what may run beside it.
 
         Raises DeclarationError for an unknown option, a value that cannot be, or a name that another task has.
         """
@@ -150,9 +161,9 @@ class App:
     def _declare(self, function: Any, *, given: dict[str, Any]) -> Task[..., Any, Any]:
         made = self._make(function, given)
         if is_importable(made.function, self._shipment.names):
-            origin = _origin(made.function)
-            self._refuse_duplicate(made, origin)
-            self.tasks[made.name], self._origins[made.name] = made, origin
+            declaration = declaration_of(made.function)
+            self._refuse_duplicate(made, declaration)
+            self.tasks[made.name], self._declarations[made.name] = made, declaration
             self.client.modules.add(made.function.__module__)
         return made
 
@@ -162,12 +173,12 @@ class App:
         self.client.queues.add(options.queue)
         return Task(self.client, checked, declared=options, shipment=self._shipment)
 
-    def _refuse_duplicate(self, made: Task[..., Any, Any], origin: _Origin) -> None:
+    def _refuse_duplicate(self, made: Task[..., Any, Any], declaration: Declaration) -> None:
         other = self.tasks.get(made.name)
-        if other is not None and not origin.replaces(self._origins[made.name]):
+        if other is not None and not declaration.replaces(self._declarations[made.name]):
             raise DeclarationError(
-                f"The app {self.name!r} has a task {made.name!r} already ({_place(other.function)}); "
-                f"give this one ({_place(made.function)}) a name of its own, as in @app.task(name='{made.name}-2')."
+                f"The app {self.name!r} has a task {made.name!r} already ({place_of(other.function)}); "
+                f"give this one ({place_of(made.function)}) a name of its own, as in @app.task(name='{made.name}-2')."
             )
 
     @overload
@@ -223,6 +234,7 @@ class App:
         """A handle of the call with this id, from any process, days later; no request. Raises DeclarationError for no id.
 
         The id of a call of a batch is `<batch>.<index>`: then it is what `app.batch(batch).handle(index)` gives.
+        For a message of ai4s-jobq 3.x, the id is `msg-…`, or what Azure calls the message, which 3.x's `push` returned.
         `queue` is the call's, whose workers `cancel` tells; without it, those of all queues that tasks of this app name.
         """
         if not isinstance(call_id, str):
@@ -231,6 +243,7 @@ class App:
             layout.check_queue_name(self.name, queue)
         if packed := layout.PACKED_ID.fullmatch(call_id):
             return self.batch(packed["batch"]).handle(int(packed["index"]))
+        call_id = layout.message_call_id(call_id) if layout.MESSAGE_ID.fullmatch(call_id) else call_id
         try:
             layout.check_call_id(call_id)
         except Malformed as exc:
@@ -245,9 +258,26 @@ class App:
         return Batch(self.client, check_batch_name(batch_id))
 
     @property
+    def shell(self) -> Shell:
+        """Shell commands as calls: `app.shell("make results").result().output`, and `app.shell.map(commands)`."""
+        return Shell(shell_task(self.client))
+
+    def blobs(self, container: str, *, create: bool = False) -> Blobs:
+        """The blobs of a container at this place, or of `"account/container"` by Entra ID, as tasks get from `current().blobs(…)`.
+
+        No request; with `create` the container is made at first use. Raises DeclarationError for what is no container's name.
+        """
+        return blobs_of(self.client, container, create=create)
+
+    @property
     def dead_letters(self) -> DeadLetters:
         """The calls that failed, with their causes: to be listed, retried and purged."""
         return DeadLetters(self.client)
+
+    @property
+    def queues(self) -> Queues:
+        """The app's queues: how full they are, who works, what waits there; to be looked at and cleared."""
+        return Queues(self.client)
 
     def worker(self, concurrency: int = 2, *, async_concurrency: int = 200, queues: Iterable[str] = ()) -> BackgroundWorker:
         """A worker process for the length of a `with` block: for a notebook, a test or a program of one file.
@@ -342,29 +372,3 @@ class App:
 
     def __repr__(self) -> str:
         return f"<App {self.name}>"
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where a function was declared. Each import of a module has a spec of its own, which tells a reload from a second function."""
-
-    file: str
-    path: str
-    line: int
-    spec: object
-
-    def replaces(self, other: _Origin) -> bool:
-        """Whether this is the other function again: the same lines, or the same name after its module was loaded anew."""
-        same_name = (self.file, self.path) == (other.file, other.path)
-        return same_name and (self.line == other.line or self.spec is not other.spec)
-
-
-def _origin(function: Any) -> _Origin:
-    code = getattr(function, "__code__", None)
-    spec = getattr(function, "__globals__", {}).get("__spec__")
-    return _Origin(code.co_filename, code.co_qualname, code.co_firstlineno, spec) if code else _Origin(repr(function), "", 0, None)
-
-
-def _place(function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

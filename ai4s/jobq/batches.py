@@ -3,7 +3,7 @@
 It keeps the write-once rules: everything is put if absent, and a blob is there before what refers to it. It decides nothing; who
 appends to a log, and when, is in `worker/pack_log.py`.
 
-Next: producers, `mapping.py`; workers, `worker/pack.py`; readers, `frontier.py`.
+Next: producers, `maps/mapping.py`; workers, `worker/pack.py`; readers, `maps/frontier.py`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import layout
+from .blobs.containers import Containers
 from .clock import boottime
 from .config import check_keys, default_url, read_settings
 from .errors import ConfigurationError
@@ -62,6 +63,8 @@ class _Session:
         self.id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
         self.numbers = itertools.count()
         self.published: set[str] = set()
+        settings = read_settings()
+        self.containers = Containers(settings.environ, settings.cache_bytes)
         self._place, self._name, self._keyring, self._create = client.place, client.name, client.keyring, client.create
         self._ledger: Ledger | None = None
         self._closed = False
@@ -69,7 +72,7 @@ class _Session:
     async def ledger(self) -> Ledger:
         """Opened on the portal's loop by whoever comes first."""
         if self._ledger is None:
-            transport = await open_transport(self._place, environ=read_settings().environ)
+            transport = await open_transport(self._place, environ=read_settings().environ, create=self._create)
             if self._ledger is not None:  # somebody else was faster
                 await transport.close()
                 return self._ledger
@@ -83,6 +86,7 @@ class _Session:
             self.portal.close(self._close())
 
     async def _close(self) -> None:
+        await self.containers.close()
         if self._ledger is not None:
             await self._ledger.transport.close()
 

@@ -23,6 +23,13 @@ MIN_KEY_LENGTH = 16
 CACHE_BYTES = 10 * 1024**3
 """What stored objects may take of a worker's disk unless JOBQ_CACHE_BYTES says otherwise."""
 
+PREEMPTION_TIMEOUT_SECONDS = 120.0
+"""As ai4s-jobq 3.x has it."""
+
+KILL_TIMEOUT_SECONDS, SHELL_CHECKPOINT_SECONDS = 600.0, 180.0
+"""From SIGTERM to SIGKILL for a command that is to end, and between two looks at its checkpoint folder, unless the variables
+JOBQ_KILL_TIMEOUT and JOBQ_CHECKPOINT_SECONDS say otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -32,18 +39,24 @@ class Settings:
     signing_keys: tuple[str, ...] = field(default=(), repr=False)
     cluster: str | None = None
     metadata_url: str | None = None
+    preemption_timeout_seconds: float = PREEMPTION_TIMEOUT_SECONDS
     cache_bytes: int = CACHE_BYTES
     target: str | None = None
     connection_string: str | None = field(default=None, repr=False)
+    time_limit: str | None = None
+    kill_timeout_seconds: float = KILL_TIMEOUT_SECONDS
+    shell_checkpoint_seconds: float = SHELL_CHECKPOINT_SECONDS
+    login_shell: bool = False
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment now: JOBQ_URL, JOBQ_SIGNING_KEYS (comma-separated, newest first), and marks of a cluster.
 
-    JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes, JOBQ_CACHE_BYTES how much of its disk the objects
+    JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes, JOBQ_PREEMPTION_TIMEOUT how long after the moment
+    that one named it goes on, JOBQ_CACHE_BYTES how much of its disk the objects
     that `app.put` stored may take. JOBQ_TARGET, JOBQ_STORAGE_QUEUE, or JOBQ_STORAGE and JOBQ_QUEUE name what the command line works
-    with, JOBQ_CONNECTION_STRING a right to it.
+    with, JOBQ_CONNECTION_STRING a right to it; JOBQ_TIME_LIMIT is a worker's time limit unless told.
     """
     environ = dict(os.environ if environ is None else environ)
     keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
@@ -52,9 +65,14 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         signing_keys=check_keys(keys),
         cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
         metadata_url=environ.get("JOBQ_METADATA_URL") or None,
+        preemption_timeout_seconds=_seconds_of(environ, "JOBQ_PREEMPTION_TIMEOUT", PREEMPTION_TIMEOUT_SECONDS),
         cache_bytes=_bytes_of(environ, "JOBQ_CACHE_BYTES", CACHE_BYTES),
         target=_target(environ),
         connection_string=environ.get("JOBQ_CONNECTION_STRING") or None,
+        time_limit=environ.get("JOBQ_TIME_LIMIT") or None,
+        kill_timeout_seconds=_seconds_of(environ, "JOBQ_KILL_TIMEOUT", KILL_TIMEOUT_SECONDS),
+        shell_checkpoint_seconds=_seconds_of(environ, "JOBQ_CHECKPOINT_SECONDS", SHELL_CHECKPOINT_SECONDS),
+        login_shell=environ.get("JOBQ_USE_LOGIN_SHELL", "").lower() in ("1", "true", "yes"),
         environ=environ,
     )
 
@@ -71,6 +89,17 @@ def _bytes_of(environ: Mapping[str, str], name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ConfigurationError(f"{name} is a number of bytes, such as {CACHE_BYTES}; got {text!r}.")
     return int(text)
+
+
+def _seconds_of(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ConfigurationError(f"{name} is a number of seconds, such as {default:g}; got {text!r}.")
+    return number
 
 
 def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:

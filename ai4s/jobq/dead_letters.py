@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Unpack, cast
 
-from . import batch_letters, layout, reruns
-from .batch import Batch
+from . import layout, reruns
 from .batches import BatchLedger
 from .client import Client
 from .errors import MessageError, NotFinished, ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
 from .letters import Choice, Filters, Letter, Opened, late_letter, make_choice, opened_letters, together
+from .maps import letters as batch_letters
+from .maps.batch import Batch
 from .message import Call, DeadLetter, Outcome, State
 from .reruns import Fate, LetterBlob
 from .retry import whole_number

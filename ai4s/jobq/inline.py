@@ -12,6 +12,7 @@ import itertools
 import secrets
 import shutil
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,8 @@ from .errors import JobQError, Malformed
 from .inline_packs import InlinePacks
 from .ledger import Ledger
 from .lifecycle import Bury, Decision, Finish, Happening, Raised, Refused, Retry, Succeeded, decide
-from .message import Call, DeadLetter, Form, Outcome, Pool, Spill, State
+from .message import SHELL_TASK, Call, DeadLetter, Form, Outcome, Pool, Spill, State
+from .shell.calls import shell_task
 from .submission import Send
 from .transports.base import Receipt
 from .worker.execution import Desk, Execution, Functions
@@ -40,7 +42,8 @@ class Inline:
     def __init__(self, app: App, folder: Path) -> None:
         self._client, self._folder = app.client, folder
         self._kept: dict[Path, Form] = {}
-        self._execution = Execution(Functions(app.tasks), Desk(WORKER, self._answer))
+        tasks = ChainMap({}, app.tasks, {SHELL_TASK: shell_task(app.client)})
+        self._execution = Execution(Functions(tasks), Desk(WORKER, self._answer, app.client))
         self._count = itertools.count(1)
         self._numbers: dict[str, int] = {}
         self._packs = InlinePacks(app.client, folder, self._execution, WORKER, partial(next, self._count))

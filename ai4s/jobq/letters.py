@@ -10,6 +10,7 @@ Next: `dead_letters.py`, which does something with them.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,14 @@ from datetime import timedelta
 from typing import Any, TypedDict, TypeVar
 
 from . import layout, reruns
-from .batch_letters import BatchLetter, open_letter
 from .clock import boottime
 from .errors import DeclarationError, MessageError, NotFound
 from .handle import Handle
 from .ledger import Ledger
+from .maps.letters import BatchLetter, open_letter
 from .message import Cause, DeadLetter, Outcome
 from .options import seconds
+from .overview.glance import arguments_of
 from .reruns import Fate, LetterBlob
 from .transports.base import BlobInfo
 
@@ -48,7 +50,8 @@ class Letter:
     """What is known of a call that failed, or of a message that could not be read (then `cause` is "unreadable").
 
     `id` is the call's, or the message's. `error` is the type of what was raised, as "ValueError" or "proj.errors.NoModel", if
-    anything was. `ended` is in epoch seconds by the server's clock. `raw` is the text of a message that could not be read.
+    anything was. `sent`, `started` (of the last attempt) and `ended` are in epoch seconds by the server's clock. `arguments` shows
+    what the call was given, as far as that can be read without running anything. `raw` is the text of an unreadable message.
     `retrying` says that a retry goes on, or was cut short: then ask for it again.
 
     A batch with failures has one letter: `id` is the batch's, `failures` how many of its calls stand as failed, `causes` how many
@@ -70,6 +73,9 @@ class Letter:
     retrying: bool = False
     failures: int = 0
     causes: Mapping[str, int] = field(default_factory=dict)
+    sent: float | None = None
+    started: float | None = None
+    arguments: str = ""
 
 
 class Filters(TypedDict, total=False):
@@ -77,7 +83,7 @@ class Filters(TypedDict, total=False):
 
     `queue`: one of the app's queues. `task`: a task's name, or the last part of it. `cause`: "raised", "timed out", "died",
     "refused", "never fits" or "unreadable". `error`: an exception's type, or the last part of it. `older_than`, `newer_than`:
-    seconds, or a timedelta, since the call ended.
+    seconds, or a timedelta, since the call ended. `matching`: a regular expression that is found in "ErrorType: message".
     """
 
     queue: str | None
@@ -86,6 +92,7 @@ class Filters(TypedDict, total=False):
     error: str | None
     older_than: float | timedelta | None
     newer_than: float | timedelta | None
+    matching: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class Choice:
     error: str | None
     older_seconds: float
     newer_seconds: float
+    matching: re.Pattern[str] | None = None
 
     def takes(self, letter: Letter, now: float) -> bool:
         """Whether all filters apply to it; ids are looked at before it is read."""
@@ -107,6 +115,7 @@ class Choice:
             and _is_named(letter.error, self.error)
             and self.cause in (None, letter.cause)
             and self.older_seconds <= now - letter.ended <= self.newer_seconds
+            and (self.matching is None or self.matching.search(f"{letter.error}: {letter.message}".removeprefix(": ")) is not None)
         )
 
 
@@ -123,8 +132,8 @@ class Opened:
         """Whether all filters apply to it: to a batch, if they do to one of the failures that were looked at."""
         if self.batch is None:
             return chosen.takes(self.letter, now)
-        kinds = {(str(failure.cause), failure.type) for _, failure in self.batch.found}
-        return any(chosen.takes(replace(self.letter, cause=cause, error=error), now) for cause, error in kinds)
+        kinds = {(str(failure.cause), failure.type, failure.message) for _, failure in self.batch.found}
+        return any(chosen.takes(replace(self.letter, cause=cause, error=error, message=said), now) for cause, error, said in kinds)
 
 
 def make_choice(app: str, ids: tuple[str, ...], filters: Filters, everything: bool = True) -> Choice:
@@ -146,6 +155,7 @@ def make_choice(app: str, ids: tuple[str, ...], filters: Filters, everything: bo
         # Clocks of storage and workers may differ by a little: what has just ended is not from the future.
         older_seconds=seconds("older_than", said["older_than"], least=0) if "older_than" in said else float("-inf"),
         newer_seconds=seconds("newer_than", said["newer_than"], least=0) if "newer_than" in said else float("inf"),
+        matching=_pattern(said.get("matching")),
     )
 
 
@@ -167,6 +177,14 @@ def _text(name: str, value: object) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
     raise DeclarationError(f"{name} must be a name, as a string; got {value!r}.")
+
+
+def _pattern(value: object) -> re.Pattern[str] | None:
+    text = _text("matching", value)
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as exc:
+        raise DeclarationError(f"matching must be a regular expression; {text!r} is none: {exc}.") from exc
 
 
 def _is_named(name: str, wanted: str | None) -> bool:
@@ -300,6 +318,9 @@ def _letter(dead: DeadLetter, known: dict[str, Any], info: BlobInfo) -> Letter:
         attempts=outcome.attempts,
         worker=outcome.worker,
         ended=info.modified if outcome.ended is None else outcome.ended,
+        sent=dead.call.sent,
+        started=outcome.started,
+        arguments=arguments_of(dead.call),
     )
 
 

@@ -15,8 +15,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .blobs.blobs import Blobs, blobs_of
 from .checkpointing import Checkpointing
+from .client import Client
 from .errors import JobQError, WouldDeadlock
+
+TASK_LOGGER = "ai4s.jobq.task"
+"""Above the loggers of all tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,18 @@ class RunningCall:
             raise JobQError("Checkpoints are there only inside the running task.")
         return found.support.checkpoint
 
+    def blobs(self, container: str, *, create: bool = False) -> Blobs:
+        """The blobs of a container, as `App.blobs` gives them; raises JobQError outside the task."""
+        found = _RUNNING.get()
+        if found is None or found.call.id != self.id or found.support is None or found.support.client is None:
+            raise JobQError("current().blobs(…) is there only inside the running task; elsewhere there is app.blobs(…).")
+        return blobs_of(found.support.client, container, create=create)
+
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry the call's id, run, attempt and worker, as attributes and before the text."""
         fields = {"call_id": self.id, "run": self.run, "attempt": self.attempt, "task": self.task, "worker": self.worker}
-        return _CallLogger(logging.getLogger(f"ai4s.jobq.task.{self.task}"), fields)
+        return _CallLogger(logging.getLogger(f"{TASK_LOGGER}.{self.task}"), fields)
 
 
 class _CallLogger(logging.LoggerAdapter[logging.Logger]):
@@ -56,10 +68,12 @@ class _CallLogger(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What a worker holds ready for a running call: its checkpoints, and an event that is set while the worker is about to end."""
+    """What a worker holds ready for a running call: its checkpoints, an event that is set while the worker is about to end, and the
+    app's client in this process."""
 
     checkpoint: Checkpointing
     preemption: threading.Event
+    client: Client | None = None
 
 
 class Now(Protocol):

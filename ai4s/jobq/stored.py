@@ -106,6 +106,10 @@ class ResolvingCodec:
     def allows_pickle(self) -> bool:
         return self.plain.allows_pickle
 
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        return self.plain.errors
+
     def dumps(self, value: object, guard: Guard | None = None) -> Encoded:
         return self.plain.dumps(value, guard)
 

@@ -19,7 +19,7 @@ from .errors import HandleAsArgument, KeyConflict, NotSerializable, ResultGone
 from .handle import Handle, Sent
 from .ledger import Ledger
 from .message import Call, Spill, State
-from .options import CallOptions, TaskOptions
+from .options import CallOptions, TaskOptions, resources_of
 from .parts import Parts
 from .payload import function_payload, python_minor
 from .running import current_or_none
@@ -117,6 +117,7 @@ def make_order(client: Client, invocation: Invocation) -> Order:
         backoff=task.policy.backoff,
         max_deaths=task.policy.max_deaths,
         timeout_seconds=None if "timeout" in options.lifted else options.timeout_seconds or task.timeout_seconds,
+        resources=resources_of(task, options),
         root=parent.root if parent else None,
         parent=parent.id if parent else None,
     )

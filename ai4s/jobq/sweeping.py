@@ -4,7 +4,7 @@ One walk over the outcomes; other folders, whose names are in the same order, ar
 listings and deletions and no reads. A call's last outcome goes after everything that is found by way of it. What has no
 outcome is not touched: its call may be waiting, or running. Batches go whole.
 
-Next: `batch_removal.py` for batches; `worker/tidying.py`, which does all this in small steps.
+Next: `maps/removal.py` for batches; `worker/tidying.py`, which does all this in small steps.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import layout
-from .batch_removal import GoOn, remove_old
-from .batch_standing import Standing, standings
 from .errors import AlreadyExists, ConditionFailed, NotFound
 from .ledger import Ledger, remove_if_unchanged
+from .maps.removal import GoOn, remove_old
+from .maps.standing import Standing, standings
 from .message import State
 from .transports.base import MAX_PAGE, BlobInfo, Store
 
@@ -41,6 +41,7 @@ class Swept:
     workers: int = 0
     payloads: int = 0
     batches: int = 0
+    probes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +250,10 @@ class Sweeper:
         """Remove the statuses of workers that have not been heard of for a day."""
         await self.sweep("workers", layout.WORKERS, lambda info: info.modified <= self._limits.tombstones)
 
+    async def sweep_probes(self) -> None:
+        """Remove what a `doctor` that was killed has left."""
+        await self.sweep("probes", layout.PROBES, lambda info: info.modified <= self._limits.tombstones)
+
     async def sweep_tombstones(self) -> None:
         """Remove tombstones of dead letters and of keys that belong to no call any more.
 
@@ -302,6 +307,7 @@ async def gc(ledger: Ledger, older_than_seconds: float, payloads: Iterable[str] 
     await sweeper.sweep_batches(standings(store.list(layout.BATCHES, with_metadata=True)))
     await sweeper.sweep_tombstones()
     await sweeper.sweep_workers()
+    await sweeper.sweep_probes()
     await sweeper.sweep_payloads(payloads)
     return Swept(**sweeper.counts)
 

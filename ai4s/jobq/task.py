@@ -18,18 +18,21 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
-from .batch import Batch
 from .client import Client
 from .codec import Encoded
 from .errors import DeclarationError
-from .feeding import Feed, Key, MapOptions, Skip, arows_of, check_map, rows_of
 from .handle import Handle
-from .mapping import MapPlan
+from .maps.batch import Batch
+from .maps.fed import Report, Tally
+from .maps.feeding import Feed, Key, MapOptions, Skip, check_map
+from .maps.mapping import MapPlan
+from .maps.sources import SEEDS_AT_ONCE, Lister, arows, listing_of, rows
+from .maps.streaming import AHEAD, AsyncStream, Stream
 from .options import CallChanges, CallOptions, TaskOptions, call_options
 from .parts import Parts
 from .payload import is_importable, module_payload
 from .retry import whole_number
-from .streaming import AHEAD, AsyncStream, Stream
+from .running import current_or_none
 from .submission import Invocation, Order, encode_arguments, guard, make_order, submit
 
 P = ParamSpec("P")
@@ -98,15 +101,18 @@ class Task(Generic[P, D, R]):
             return cast("Handle[R]", await asyncio.to_thread(self.client.instead, work))
         return cast("Handle[R]", await self.client.arun(work))
 
-    def map(
+    def map(  # noqa: PLR0913  # what users write here, by name
         self,
         /,
-        *iterables: Iterable[Any],
+        *iterables: Iterable[Any] | Lister,
         kwargs: Mapping[str, Any] | None = None,
         batch: str | None = None,
         key: Key | None = None,
         skip: Skip | None = None,
         pack: int | None = None,
+        seeds: Iterable[Any] | None = None,
+        seeds_at_once: int = SEEDS_AT_ONCE,
+        report: Report | None = None,
     ) -> Batch[R]:
         """Submit a call for each item, as `map` and `Executor.map` do; returns when all are durable.
 
@@ -117,6 +123,10 @@ class Task(Generic[P, D, R]):
             key: gives each item's key, a text; of several items with a key the first counts. It gets what the task gets.
             skip: says of an item that there is nothing to do; a plain or an async function, asked of many items at a time.
             pack: calls that travel together, at most; they grow from a few to thousands unless given.
+            seeds: instead of an iterable there is a function, a plain or async generator, which lists the items of a seed; it runs
+                for each of these, for `seeds_at_once` at a time.
+            report: is told how many items were considered, skipped and queued (a Fed), a few times a second and at the end; without
+                it a line on a terminal says so.
 
         Raises:
             MapInterrupted: the source raised, or gave what cannot travel; `.batch` is what was submitted until then.
@@ -124,58 +134,73 @@ class Task(Generic[P, D, R]):
             BatchConflict: the batch's name was used for something else.
             TransportError: the storage could not be reached or refused; what was submitted may run nevertheless.
         """
-        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack))
-        return cast("Batch[R]", feed.run(rows_of(iterables)))
+        listing = listing_of(iterables, seeds, seeds_at_once)
+        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack, report=report))
+        return cast("Batch[R]", feed.run(rows(self.client, iterables, listing)))
 
-    async def amap(
+    async def amap(  # noqa: PLR0913  # what users write here, by name
         self,
         /,
-        *iterables: Iterable[Any] | AsyncIterable[Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any] | Lister,
         kwargs: Mapping[str, Any] | None = None,
         batch: str | None = None,
         key: Key | None = None,
         skip: Skip | None = None,
         pack: int | None = None,
+        seeds: Iterable[Any] | None = None,
+        seeds_at_once: int = SEEDS_AT_ONCE,
+        report: Report | None = None,
     ) -> Batch[R]:
         """As `map`, of plain or async iterables."""
-        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack))
-        return cast("Batch[R]", await feed.arun(arows_of(iterables)))
+        listing = listing_of(iterables, seeds, seeds_at_once)
+        feed = self._feed(MapOptions(len(iterables), kwargs, batch, key, skip, pack, report=report))
+        return cast("Batch[R]", await feed.arun(arows(iterables, listing)))
 
-    def stream(
+    def stream(  # noqa: PLR0913  # what users write here, by name
         self,
         /,
-        *iterables: Iterable[Any],
+        *iterables: Iterable[Any] | Lister,
         kwargs: Mapping[str, Any] | None = None,
         batch: str | None = None,
         key: Key | None = None,
         skip: Skip | None = None,
         ahead: int = AHEAD,
+        seeds: Iterable[Any] | None = None,
+        seeds_at_once: int = SEEDS_AT_ONCE,
+        report: Report | None = None,
     ) -> Stream[R]:
         """Map, and read outcomes as they come while items are still being submitted: `with f.stream(source) as outcomes: ...`.
 
         Args:
-            iterables, kwargs, batch, key, skip: as for `map`. The iterables, on a thread of their own, may be endless.
+            iterables, kwargs, batch, key, skip, seeds, report: as for `map`. The iterables, on their own thread, may be endless.
             ahead: calls that are submitted and not read yet, at most; then the source waits.
 
         Leaving the block early submits nothing more and cancels what has not ended. What the source raises is raised, as
         MapInterrupted, once all outcomes before it were read.
         """
-        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=whole_number("ahead", ahead, least=1))
-        return Stream(self._feed(options), ahead, rows_of(iterables))
+        listing = listing_of(iterables, seeds, seeds_at_once)
+        ahead = whole_number("ahead", ahead, least=1)
+        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=ahead, report=report)
+        return Stream(self._feed(options), ahead, rows(self.client, iterables, listing))
 
-    def astream(
+    def astream(  # noqa: PLR0913  # what users write here, by name
         self,
         /,
-        *iterables: Iterable[Any] | AsyncIterable[Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any] | Lister,
         kwargs: Mapping[str, Any] | None = None,
         batch: str | None = None,
         key: Key | None = None,
         skip: Skip | None = None,
         ahead: int = AHEAD,
+        seeds: Iterable[Any] | None = None,
+        seeds_at_once: int = SEEDS_AT_ONCE,
+        report: Report | None = None,
     ) -> AsyncStream[R]:
         """As `stream`, with `async with` and `async for`; the iterables are gone through on the caller's loop."""
-        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=whole_number("ahead", ahead, least=1))
-        return AsyncStream(self._feed(options), ahead, arows_of(iterables))
+        listing = listing_of(iterables, seeds, seeds_at_once)
+        ahead = whole_number("ahead", ahead, least=1)
+        options = MapOptions(len(iterables), kwargs, batch, key, skip, ahead=ahead, report=report)
+        return AsyncStream(self._feed(options), ahead, arows(iterables, listing))
 
     def options(self, **changes: Unpack[CallChanges]) -> Task[P, D, R]:
         """The same task with other options for the calls made through it.
@@ -183,7 +208,7 @@ class Task(Generic[P, D, R]):
         Args:
             countdown: seconds (or a timedelta) until the call may run; `eta`: the moment, a datetime with a time zone.
             expires: seconds (or a timedelta) from submission, or a moment, after which no attempt begins any more.
-            queue, retries, timeout: as for the task.
+            queue, retries, timeout, gpus, cpus, memory: as for the task.
             key: a text that makes the call idempotent: the same key and arguments give the same call.
             rerun_failed: with a key: if the call has failed, run it again, as its next run, with the options given now.
 
@@ -257,7 +282,10 @@ class Task(Generic[P, D, R]):
         plan = MapPlan(
             batch, order, self.declared.codec, vector=self.declared.vector, limit=chosen.pack, most=chosen.most, keyed=keyed
         )
-        return Feed(self.client, plan, skip=chosen.skip, key=chosen.key)
+        feed = Feed(self.client, plan, skip=chosen.skip, key=chosen.key)
+        # Who reads a stream, and who looks on where tasks run, sees other things.
+        feed.tally = Tally(chosen.report, shown=chosen.ahead is None and current_or_none() is None)
+        return feed
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments if they fit; for a call with a key in one form, so that the same arguments are the same bytes."""

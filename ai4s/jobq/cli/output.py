@@ -8,15 +8,24 @@ Next: back to the verb.
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TextIO
 
 import click
 
-from ..printable import printable
+from ..printable import LOG_FORMAT, PlainFormatter, escaped, printable, storable
 
 Row = Mapping[str, Any]
+
+NAMES = frozenset({"id", "batch", "worker"})
+"""Columns of what people copy into the next command."""
+
+LEAST_WIDTH, GAP = 5, 2
+"""Of any other column, and between two."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
@@ -26,12 +35,12 @@ def show(rows: Iterable[Row], columns: tuple[str, ...], *, as_json: bool = False
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
-    elif sys.stdout.isatty():
-        _show_table(rows, columns)
+        return
+    lines = ([told(row.get(column)) for column in columns] for row in rows)
+    if sys.stdout.isatty():
+        _show_table(list(lines), columns)
     else:
-        click.echo("\t".join(columns))
-        for row in rows:
-            click.echo("\t".join(told(row.get(column)) for column in columns))
+        _show_lines(chain([columns], lines))
 
 
 def show_fields(row: Row, *, as_json: bool = False) -> None:
@@ -49,12 +58,81 @@ def told(value: object) -> str:
     return "" if value is None else printable(str(value))
 
 
-def _show_table(rows: Iterable[Row], columns: tuple[str, ...]) -> None:
+def told_lines(text: str) -> str:
+    """A text of several lines: as it is where it is piped, and fit for a terminal on one."""
+    return storable(text) if not sys.stdout.isatty() else "\n".join(map(_told_line, text.split("\n")))
+
+
+def note(text: str) -> None:
+    """Say something beside the answer, on stderr."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def logged(louder: int, base: int) -> Iterator[None]:
+    """Log to stderr for the length of the block: from level `base` on, or more, or less; from 2 on, what others log as well."""
+    ours, root = logging.getLogger("ai4s.jobq"), logging.getLogger()
+    before, before_root, handler = ours.level, root.level, _Stderr()
+    handler.setFormatter(PlainFormatter(LOG_FORMAT))
+    root.addHandler(handler)
+    ours.setLevel(logging.DEBUG if louder > 0 else min(logging.CRITICAL, base - 10 * louder))
+    # What it says of each credential that does not work, our own line says of all.
+    logging.getLogger("azure.identity").setLevel(logging.NOTSET if louder > 0 else logging.ERROR)
+    root.setLevel({2: logging.INFO}.get(louder, logging.WARNING) if louder < 3 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        ours.setLevel(before)
+        root.setLevel(before_root)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is when it writes: tests and progress bars put others in its place."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _told_line(line: str) -> str:
+    return "\t".join(escaped(storable(part)) for part in line.removesuffix("\r").split("\t"))
+
+
+def _show_lines(rows: Iterable[Iterable[str]]) -> None:
+    for row in rows:
+        click.echo("\t".join(row))
+
+
+def _show_table(rows: list[list[str]], columns: tuple[str, ...]) -> None:
+    """A line for each row. Names are shown whole, to be copied; where there is no room for that and a bit of the rest, lines."""
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False)
+    console, cells = Console(), list(zip(columns, *rows, strict=True))
+    room = console.width - GAP * (len(columns) - 1)
+    widths = _fitting([max(map(cell_len, column)) for column in cells], [column[0] in NAMES for column in cells], room)
+    if widths is None:
+        _show_lines([list(columns), *rows])
+        return
+    heads = (Column(name, no_wrap=True, overflow="ellipsis", width=width) for name, width in zip(columns, widths, strict=True))
+    table = Table(*heads, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(told(row.get(column))) for column in columns))
-    Console().print(table)
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _fitting(wanted: list[int], fixed: list[bool], room: int) -> list[int] | None:
+    """Widths of columns that fit: the widest give way, but for those that are fixed; None if that is not enough."""
+    widths = list(wanted)
+    while sum(widths) > room:
+        longest = max((width, place) for place, width in enumerate(widths) if not fixed[place]) if not all(fixed) else (0, 0)
+        if longest[0] <= LEAST_WIDTH:
+            return None
+        widths[longest[1]] -= 1
+    return widths

@@ -39,7 +39,8 @@ class Chosen:
 
     text: str
     connection_string: str | None = None
-    verbose: bool = False
+    louder: int = 0
+    """How often -v was given, less -q."""
 
     def target(self) -> Target:
         """The target; raises ConfigurationError that says what would be right."""
@@ -53,7 +54,9 @@ class Chosen:
         """The app: imported, or made for its place; with `create` off, what is not there is an error. Raises ConfigurationError."""
         target = self.target()
         if target.module is not None:
-            return _imported(target.module)
+            app = _imported(target.module)
+            app.client.move(app.client.origin._replace(create=create and app.client.create))
+            return app
         from ..app import App
 
         return App(target.app, target.url, create=create)
@@ -82,7 +85,9 @@ def _place_url(place: str, connection_string: str | None) -> str:
     if place == "azurite":
         place = "azurite://"
     label = place if "://" in place else f"azure://{place}"
-    return url_of(label) if connection_string is None else _with_right(label, connection_string)
+    if connection_string is None or not isinstance(parse_place(label), AzurePlace):
+        return url_of(label)
+    return _with_right(label, connection_string)
 
 
 def _with_right(label: str, connection_string: str) -> str:
@@ -95,9 +100,14 @@ def _with_right(label: str, connection_string: str) -> str:
 
 
 def _imported(target: str) -> App:
-    """The app of a module in the current folder or on the path; whatever the module raises passes through."""
+    """The app of a module in the current folder or on the path. Raises ConfigurationError, whatever the module raises."""
     from ..worker.registry import import_app
 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    return import_app(target)
+    try:
+        return import_app(target)
+    except Exception as exc:
+        if isinstance(exc, ConfigurationError):
+            raise
+        raise ConfigurationError(f"{target} could not be imported: {type(exc).__name__}: {exc}") from exc

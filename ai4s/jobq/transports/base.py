@@ -207,6 +207,16 @@ class Transport(Protocol):
     def store(self, container: str) -> Store:
         """The container of this name. No request is made."""
 
+    @property
+    def credential(self) -> str:
+        """What gives the right to use this place, in words and without secrets: "an account key", or which source of Entra ID."""
+
+    async def queues(self, prefix: str) -> dict[str, str]:
+        """The queues whose names begin with `prefix`, each with the app that it names; "" where it names none.
+
+        Listing needs a right to the whole place, which those who may use one queue need not have: then `AccessDenied`.
+        """
+
     async def server_time(self) -> float:
         """Epoch seconds by the server's clock, from the last answers or, before the first one, from a cheap request."""
 

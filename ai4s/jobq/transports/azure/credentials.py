@@ -9,6 +9,8 @@ Next: back to `transport.py`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 SCOPE = "https://storage.azure.com/.default"
 """What a token is asked for; the clients of both services ask for the same."""
+
+IDENTITY_CLAIMS = ("upn", "unique_name", "appid", "oid")
+"""What in a token says whose it is, the most telling first."""
 
 EARLY_SECONDS = 300
 """A token is replaced this long before it ends."""
@@ -109,7 +114,8 @@ def _make(name: str, environ: Mapping[str, str]) -> AsyncTokenCredential:
 class EntraCredential:
     """A source of tokens that was seen to work, with the last token at hand for all clients."""
 
-    def __init__(self, source: AsyncTokenCredential, token: AccessToken) -> None:
+    def __init__(self, source: AsyncTokenCredential, token: AccessToken, name: str = "") -> None:
+        self.source_name = name or type(source).__name__
         self._source = source
         self._token = token
         self._lock = asyncio.Lock()
@@ -125,8 +131,17 @@ class EntraCredential:
             token = await _try(source, name)
             if token is not None:
                 logger.info("Entra ID: using %s.", name)
-                return cls(source, token)
+                return cls(source, token, name)
         raise ConfigurationError(f"No Entra ID credential works (tried {_listed(names)}). {WHAT_TO_DO}")
+
+    @property
+    def identity(self) -> str:
+        """Whose the token is, as it says: a person's name, an application's or an object's id; "" if it does not say."""
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(self._token.token.split(".")[1] + "=="))
+            return str(next((claims[name] for name in IDENTITY_CLAIMS if claims.get(name)), ""))
+        except (ValueError, IndexError, AttributeError, TypeError):  # it is for the service to read, and may be anything
+            return ""
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """The token at hand, or a new one shortly before it ends. What the service demands anew (`claims`) is asked for anew."""

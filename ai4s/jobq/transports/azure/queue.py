@@ -12,7 +12,7 @@ import asyncio
 import math
 import re
 
-from azure.storage.queue import QueueMessage
+from azure.storage.queue import QueueMessage, QueueProperties
 from azure.storage.queue.aio import QueueClient
 
 from ...clock import boottime
@@ -63,7 +63,7 @@ class AzureQueue:
         """See that the queue is there, and not another app's."""
         properties = await self._retrying.repeat(f"look at {self._where}", self._client.get_queue_properties)
         # A queue without a name on it is nobody else's: ai4s-jobq 3.x wrote none.
-        owner = (properties.metadata or {}).get(APP_KEY, self._app)
+        owner = owner_of(properties, self._app)
         if owner != self._app:
             raise PlaceTaken(
                 f"Queue {self.name!r} at {self._retrying.account.label} belongs to the app {owner!r}, not to {self._app!r}: "
@@ -151,6 +151,11 @@ class AzureQueue:
     async def idle(self, seconds: float) -> None:
         """Sleep: the service has no way to tell of a new message."""
         await asyncio.sleep(seconds)
+
+
+def owner_of(properties: QueueProperties, otherwise: str) -> str:
+    """The app that a queue names."""
+    return (properties.metadata or {}).get(APP_KEY, otherwise)
 
 
 def _delivery(message: QueueMessage, asked_at: float, now: float) -> Delivery:

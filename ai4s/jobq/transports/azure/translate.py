@@ -17,15 +17,7 @@ from xml.etree.ElementTree import ParseError
 import aiohttp
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceExistsError
 
-from ...errors import (
-    AccessDenied,
-    AlreadyExists,
-    ConditionFailed,
-    LeaseLost,
-    NotFound,
-    TransportError,
-    Unreachable,
-)
+from ...errors import AccessDenied, AlreadyExists, ConditionFailed, LeaseLost, NotFound, TransportError, Unreachable
 
 LOST_LEASE = frozenset({"PopReceiptMismatch", "MessageNotFound"})
 """Azurite says the first (400) of a void receipt, the service in practice the second (404)."""

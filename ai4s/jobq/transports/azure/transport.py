@@ -15,13 +15,13 @@ from typing import Any
 
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.storage.blob.aio import ContainerClient
-from azure.storage.queue.aio import QueueClient
+from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 from ...errors import AccessDenied, NotFound
 from ..place import AzurePlace
 from .connection import Connection, open_session, proxy_for
 from .credentials import EntraCredential
-from .queue import AzureQueue
+from .queue import AzureQueue, owner_of
 from .retrying import Retrying
 from .server_clock import ServerClock
 from .store import SINGLE_BYTES, AzureStore
@@ -79,6 +79,23 @@ class AzureTransport:
     def store(self, container: str) -> AzureStore:
         """The container of this name. No request is made."""
         return AzureStore(self._container(container), retrying=self._retrying)
+
+    @property
+    def credential(self) -> str:
+        """Which of the three kinds, and of Entra ID the source that gave the token."""
+        if self._entra is not None:
+            identity = self._entra.identity
+            return f"Entra ID: {self._entra.source_name}{f', as {identity}' if identity else ''}"
+        return "an account key" if self._place.key else "a SAS"
+
+    async def queues(self, prefix: str) -> dict[str, str]:
+        """All queues of a prefix; each page is repeated by itself."""
+        service = QueueServiceClient(self._place.queue_url, self._credential(), **self._options())
+        pages = service.list_queues(name_starts_with=prefix, include_metadata=True).by_page()
+        found: dict[str, str] = {}
+        while (page := await self._retrying.repeat(f"list queues {prefix}*", lambda: anext(pages, None))) is not None:
+            found |= {queue.name: owner_of(queue, "") async for queue in page}
+        return found
 
     def _container(self, name: str) -> ContainerClient:
         return ContainerClient(

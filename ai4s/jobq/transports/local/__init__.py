@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from ...errors import NotFound
 from ..base import Queue, Store
 from ..place import LocalPlace
 from . import bells, faults, schema
@@ -36,12 +37,16 @@ class LocalTransport:
     files: Files
 
     @classmethod
-    async def open(cls, place: LocalPlace, *, patience_seconds: float = faults.PATIENCE_SECONDS) -> LocalTransport:
-        """Open the folder on the running event loop, making it if it is not there.
+    async def open(
+        cls, place: LocalPlace, *, patience_seconds: float = faults.PATIENCE_SECONDS, create: bool = True
+    ) -> LocalTransport:
+        """Open the folder on the running event loop, making it if it is not there; without `create` that is NotFound.
 
         A request waits for `patience_seconds` while another process holds the database, then raises Unreachable. Raises
         ConfigurationError if the folder cannot be made or written, or was written by a later version.
         """
+        if not create and not schema.is_place(place.folder):
+            raise NotFound(f"There is no place at {place.label}.")
         database = await Database.open(place.folder, patience_seconds=patience_seconds)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(database.close)
@@ -58,6 +63,15 @@ class LocalTransport:
         """The container of this name."""
         return LocalStore(container, self.database, self.files)
 
+    @property
+    def credential(self) -> str:
+        """Nothing but the rights to the folder."""
+        return "the folder's permissions"
+
+    async def queues(self, prefix: str) -> dict[str, str]:
+        """All queues of a prefix."""
+        return await self.database.read(partial(_queues, prefix=prefix))
+
     async def server_time(self) -> float:
         """This machine's wall clock."""
         return time.time()
@@ -69,6 +83,11 @@ class LocalTransport:
         self.bell.close()
         self.database.post(lambda transaction: bells.forget_waiter(transaction.connection, bell))
         await self.database.close()
+
+
+def _queues(transaction: Transaction, *, prefix: str) -> dict[str, str]:
+    rows = transaction.execute("SELECT name, app FROM queues WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix))
+    return dict(rows.fetchall())
 
 
 def _hang_bell(place: LocalPlace) -> Bell:

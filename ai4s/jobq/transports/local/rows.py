@@ -19,8 +19,8 @@ from . import files
 from .database import Transaction
 from .files import Piece
 
-# Names are printable ASCII, so this character comes after all that can follow a prefix.
-_AFTER_ASCII = "\x7f"
+# Names are printable, so this character comes after all that can follow a prefix.
+_AFTER_ALL = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def names(transaction: Transaction, *, container: str, prefix: str, after: str, 
     require_container(transaction, container)
     rows = transaction.execute(
         "SELECT name FROM blobs WHERE container = ? AND name >= ? AND name < ? AND name > ? ORDER BY name LIMIT ?",
-        (container, prefix, prefix + _AFTER_ASCII, after, limit),
+        (container, prefix, prefix + _AFTER_ALL, after, limit),
     )
     return [BlobInfo(name, 0, "", 0.0) for (name,) in rows.fetchall()]
 
@@ -163,7 +163,7 @@ def infos(transaction: Transaction, *, container: str, prefix: str, after: str, 
     rows = transaction.execute(
         "SELECT name, size, etag, modified, metadata FROM blobs "
         "WHERE container = ? AND name >= ? AND name < ? AND name > ? ORDER BY name LIMIT ?",
-        (container, prefix, prefix + _AFTER_ASCII, after, limit),
+        (container, prefix, prefix + _AFTER_ALL, after, limit),
     )
     return [BlobInfo(name, size, etag, modified, _metadata(metadata)) for name, size, etag, modified, metadata in rows.fetchall()]
 

@@ -22,7 +22,7 @@ from ...errors import ConfigurationError
 from . import faults
 
 SCHEMA_VERSION = 1
-BLOBS, BELLS = "blobs", "bells"
+DATABASE, BLOBS, BELLS = "jobq.db", "blobs", "bells"
 _OLDEST_SQLITE = (3, 35)  # the first one with RETURNING
 
 _SCHEMA = """
@@ -42,6 +42,14 @@ CREATE TABLE parts (blob INTEGER NOT NULL, at INTEGER NOT NULL, size INTEGER NOT
 CREATE INDEX parts_of_blob ON parts (blob, at);
 CREATE TABLE files (name TEXT PRIMARY KEY, since REAL NOT NULL, doomed INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+
+def is_place(folder: Path) -> bool:
+    """Whether the folder has been used as a place before. One that may not be looked into counts: to open it says what is wrong."""
+    try:
+        return (folder / DATABASE).exists()
+    except PermissionError:
+        return True
 
 
 def connect(folder: Path, *, patience_seconds: float) -> sqlite3.Connection:
@@ -84,7 +92,7 @@ def _open(folder: Path) -> sqlite3.Connection:
     # timeout=0: `faults.patiently` does the waiting. isolation_level=None: transactions are ours to begin. `database.py` sees to it
     # that one thread uses it at a time.
     with contextlib.ExitStack() as undo:
-        connection = sqlite3.connect(folder / "jobq.db", timeout=0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(folder / DATABASE, timeout=0, isolation_level=None, check_same_thread=False)
         undo.callback(connection.close)
         _prepare(connection, folder)
         undo.pop_all()
