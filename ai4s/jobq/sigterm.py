@@ -15,6 +15,7 @@ import fcntl
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -60,7 +61,13 @@ class Sigterm:
         signal.signal(signal.SIGTERM, made)
         made._arm, made._signals = _arming(), _pipe()
         made.renew()
-        os.register_at_fork(after_in_child=made._leave_fork)
+        # A fork must not lose one that comes before it has the default action again.
+        masks = threading.local()
+        os.register_at_fork(
+            before=lambda: setattr(masks, "before", signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, masks.before),
+            after_in_child=lambda: made._leave_fork(masks.before),
+        )
         return made
 
     def renew(self) -> None:
@@ -139,10 +146,11 @@ class Sigterm:
             self._is_waiting = False
             self._arm()
 
-    def _leave_fork(self) -> None:
+    def _leave_fork(self, mask: set[int]) -> None:
         signal.set_wakeup_fd(-1)
         if self._is_in_place:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _pipe() -> tuple[int, int]:

@@ -40,7 +40,10 @@ def program(source: str) -> subprocess.Popen[str]:
 def ran(source: str) -> tuple[int, list[str]]:
     """The exit code of such a process, and its output's lines."""
     with program(source) as process:
-        out, _ = process.communicate(timeout=60)
+        try:
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
         return process.returncode, out.splitlines()
 
 
@@ -81,18 +84,24 @@ def test_the_second_one_ends_what_cannot_listen() -> None:
 
 
 def test_what_it_starts_or_forks_has_the_default_action() -> None:
-    """`terminate` ends those as ever."""
+    """`terminate` ends those as ever, at once, and on whatever thread they were made."""
     code, said = ran("""
         import multiprocessing
-        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
-        started = subprocess.Popen(["sleep", "1000"])
-        forked.start()
-        for process in (forked, started):
-            process.terminate()
-        forked.join()
-        print(forked.exitcode, started.wait())
+        def fork():
+            made = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,)) for _ in range(30)]
+            for process in made:
+                process.start()
+                process.terminate()
+            print({process.join() or process.exitcode for process in made}, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        fork()
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        started = subprocess.Popen(["sleep", "20"])
+        started.terminate()
+        print({started.wait()})
     """)
-    assert (code, said) == (0, ["-15 -15"])
+    assert (code, said) == (0, ["{-15} set()", "{-15} set()", "{-15}"])
 
 
 def test_a_handler_of_the_task_s_own_is_left_in_place() -> None:
