@@ -73,7 +73,8 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
-PARALLEL = ("-n", "4", "--dist", "worksteal")
+# More processes than cores: most tests wait for a worker, a lease or a signal most of the time. Each takes half a GiB, Azurite included.
+PARALLEL = ("-n", str(min(16, 4 * (os.cpu_count() or 2))), "--dist", "worksteal")
 PYTHONS = find_pythons()
 OLDEST, *NEWER = PYTHONS or ["3.11"]  # without any, nox itself says that this one is missing
 PYTHON = PYTHONS.get(OLDEST, OLDEST)
@@ -113,7 +114,6 @@ def run_shared(session: nox.Session, *command: str) -> None:
 def pytest_command(session: nox.Session, *default_tests: str) -> list[str]:
     """Pytest with the arguments after `--`, on the default tests unless those arguments name some."""
     chosen = [] if names_tests(session.posargs) else default_tests
-    # More processes than cores: most tests wait for a worker, a lease or a signal most of the time.
     # A folder of its own: several sessions that tidy up the shared one at a time stumble over each other.
     folder = Path(session.create_tmp()) / "pytest"
     return ["pytest", *PARALLEL, f"--basetemp={folder}", *chosen, *session.posargs]
