@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -282,6 +283,27 @@ def test_an_interrupted_source_leaves_nothing_half_told() -> None:
         submitter.run(items())
     assert told == [1, 2, 3, 4, 5]
     assert submitter.last == 5
+
+
+def test_an_interrupt_comes_between_two_calls_and_never_within_one() -> None:
+    """What was submitted is told, and nothing after it is begun: else whoever goes on submits it again."""
+    submitted, told = list[int](), list[int]()
+
+    def submit(item: Item) -> None:
+        submitted.append(item.number)
+
+    def tell(item: Item, made: None) -> None:
+        if not told:
+            signal.raise_signal(signal.SIGINT)
+        told.append(item.number)
+
+    before = signal.getsignal(signal.SIGINT)
+    submitter = Submitter(submit, tell)
+    with pytest.raises(KeyboardInterrupt):
+        submitter.run(Item(number, {}) for number in range(1, 1 + 3 * AT_ONCE))
+    assert told == sorted(submitted)
+    assert 0 < len(told) < 3 * AT_ONCE
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(

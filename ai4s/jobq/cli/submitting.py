@@ -6,11 +6,12 @@ Next: `push.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from ..errors import ConfigurationError, DeclarationError, JobQError
+from .interrupts import Interrupts, held_interrupts
 from .lines import Item
 
 T = TypeVar("T")
@@ -33,17 +34,20 @@ class Submitter:
         """How many were submitted, and the number of the last one's line."""
 
     def run(self, items: Iterable[Item]) -> None:
-        """Submit all; whatever ends it, what was begun is finished and told. Raises NotAll, and what `items` raises."""
-        with ThreadPoolExecutor(AT_ONCE, "jobq-push") as threads:
+        """Submit all; whatever ends it, what was begun is finished and told. Raises NotAll, and what `items` raises.
+
+        A Ctrl-C is heeded while the next item is awaited.
+        """
+        with held_interrupts() as interrupts, ThreadPoolExecutor(AT_ONCE, "jobq-push") as threads:
             try:
-                self._submit_each(items, threads)
+                self._submit_each(iter(items), threads, interrupts)
             finally:
                 self._settle(1)
         if self._error is not None:
             self._raise(*self._error)
 
-    def _submit_each(self, items: Iterable[Item], threads: ThreadPoolExecutor) -> None:
-        for item in items:
+    def _submit_each(self, items: Iterator[Item], threads: ThreadPoolExecutor, interrupts: Interrupts) -> None:
+        while (item := interrupts.heed(lambda: next(items, None))) is not None:
             self._flying.append((item, threads.submit(self._submit, item)))
             self._settle(AT_ONCE)
             if self._error is not None:
