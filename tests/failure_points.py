@@ -25,6 +25,7 @@ from ai4s.jobq.clock import boottime
 from ai4s.jobq.errors import MessageError, Unreachable
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import V3_TASK, Call, DeadLetter, Outcome, Pool, State
+from ai4s.jobq.requests_made import Requests
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.transports.base import Delivery, Queue, Receipt, Store, Transport
 from ai4s.jobq.transports.local import LocalTransport
@@ -214,6 +215,10 @@ class ThroughTransport:
 
     def store(self, container: str) -> Store:
         return cast("Store", Through(self._behind.store(container), self._process))
+
+    @property
+    def requests(self) -> Requests:
+        return self._behind.requests
 
     @property
     def credential(self) -> str:

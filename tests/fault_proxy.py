@@ -110,6 +110,29 @@ def blob_kind(request: Request) -> str:
     return {"GET": "get", "HEAD": "head", "DELETE": "delete"}.get(method, method)
 
 
+COUNTED_AS = {
+    "send": "queue_send",
+    "receive": "queue_receive",
+    "peek": "queue_peek",
+    "update": "queue_renew",
+    "delete message": "queue_delete",
+    "look at queue": "queue_depth",
+    "list": "blob_list",
+    "put": "blob_put",
+    "stage": "blob_put",
+    "commit": "blob_put",
+    "append": "blob_append",
+    "get": "blob_get",
+    "head": "blob_head",
+    "delete": "blob_delete",
+}
+
+
+def counted_kind(request: Request) -> str:
+    """A request by the name under which a transport counts it."""
+    return COUNTED_AS.get(request.kind, f"{request.service}_other")
+
+
 @dataclass
 class FaultyAccount:
     """An account behind the proxy. Tests set `plan` and read `requests`."""

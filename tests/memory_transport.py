@@ -19,6 +19,7 @@ from pathlib import Path
 from ai4s.jobq.clock import boottime
 from ai4s.jobq.errors import AlreadyExists, ConditionFailed, LeaseLost, NotFound, PlaceTaken
 from ai4s.jobq.parts import Parts
+from ai4s.jobq.requests_made import Requests
 from ai4s.jobq.transports.base import (
     MAX_BODY_BYTES,
     MAX_DELAY_SECONDS,
@@ -89,6 +90,8 @@ class MemoryTransport:
     """See `base.Transport` for the contract."""
 
     place: MemoryPlace
+    requests: Requests = field(default_factory=Requests)
+    """Nothing is counted here."""
 
     def queue(self, name: str, *, app: str) -> Queue:
         """The queue of this name."""

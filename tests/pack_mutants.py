@@ -5,7 +5,7 @@ Next: `unit/test_pack_model.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ def late_outcomes_kept() -> AbstractContextManager[Any]:
 def plain_puts() -> AbstractContextManager[Any]:
     """An entry replaces the one that stands."""
 
-    async def put_entry(self: BatchLedger, log: str, seq: int, data: bytes, counts: dict[str, int]) -> bool:
+    async def put_entry(self: BatchLedger, log: str, seq: int, data: bytes, metadata: Mapping[str, str]) -> bool:
         await (await self.ledger.store()).put(layout.log_entry(self.batch, log, seq), data, metadata={})
         return True
 

@@ -9,11 +9,13 @@ Next: producers, `maps/mapping.py`; workers, `worker/pack.py`; readers, `maps/fr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import layout, spill
+from . import layout, requests_made, spill
+from .entry_notes import asked_again, encoded
 from .errors import AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone
 from .ledger import Ledger
 from .message import BatchMeta, BatchOrder, BatchTotal, Outcome, PackHeader, Spill
@@ -30,10 +32,15 @@ from .packing import (
     read_keys,
 )
 from .parts import Parts
+from .requests_made import account
 from .transports.base import Blob, BlobInfo
 
 MAX_ENTRY_BLOB_BYTES = 4 * MAX_ENTRY_BYTES
 """What is read of an entry's blob at most; a last outcome may lie above the bound of an entry."""
+
+
+MOST_TASK_CHARS = 200
+"""Of a task's name in a batch's metadata, which is for lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,8 @@ class BatchLedger:
     async def put_meta(self, meta: BatchMeta) -> bool:
         """Say what the calls of this batch have in common; False if somebody has said so before."""
         name = layout.batch_meta(self.batch)
-        return await self._put_new(name, self.ledger.wire.seal(meta, name))
+        told = {"task": encoded(meta.call.task, MOST_TASK_CHARS), "queue": meta.call.queue}
+        return await self._put_new(name, self.ledger.wire.seal(meta, name), told)
 
     async def meta(self) -> BatchMeta | None:
         """What the calls have in common; None if there is no such batch. Raises ResultGone for one that was removed."""
@@ -80,24 +88,34 @@ class BatchLedger:
 
     async def said_total(self) -> tuple[BatchTotal, str] | None:
         """As `total`, with the blob's etag. Raises ResultGone once the batch's removal has begun."""
+        found = await self._standing_total()
+        return (found[0], found[1].etag) if found else None
+
+    async def _standing_total(self) -> tuple[BatchTotal, BlobInfo] | None:
         name = layout.batch_total(self.batch)
         blob = await self.ledger.record(name)
         if blob is not None and not blob.data:
             raise ResultGone(f"Batch {self.batch} was removed.", call_id=self.batch)
-        return (self.ledger.wire.unseal(BatchTotal, blob.data, name), blob.info.etag) if blob else None
+        return (self.ledger.wire.unseal(BatchTotal, blob.data, name), blob.info) if blob else None
 
     async def say_total(self, total: BatchTotal) -> None:
-        """Say how many calls there are. What was said before only grows; an end stays one unless there are more calls now."""
-        store, name = await self.ledger.store(), layout.batch_total(self.batch)
+        """Say how many calls there are. What was said before only grows; an end stays one unless there are more calls now.
+
+        With it goes, for onlookers, what the storage was asked on the account that is bound here, and by earlier producers.
+        """
+        store, name, before = await self.ledger.store(), layout.batch_total(self.batch), dict[str, int]()
         while True:
-            standing = await self.said_total()
-            if standing is not None and (standing[0].packs, standing[0].ended) >= (total.packs, total.ended):
-                return
+            standing = await self._standing_total()
+            if standing is not None:
+                said, info = standing
+                if (said.packs, said.ended) >= (total.packs, total.ended):
+                    return
+                before = requests_made.from_text(info.metadata.get("requests", ""))
+            asked = Counter(before) + Counter(account().snapshot()) + Counter(blob_put=1)
+            metadata = {"calls": str(total.calls), "requests": requests_made.to_text(asked)}
+            condition: dict[str, Any] = {"if_absent": True} if standing is None else {"if_match": standing[1].etag}
             try:
-                if standing is None:
-                    await store.put(name, self.ledger.wire.seal(total, name), if_absent=True)
-                else:
-                    await store.put(name, self.ledger.wire.seal(total, name), if_match=standing[1])
+                await store.put(name, self.ledger.wire.seal(total, name), metadata=metadata, **condition)
             except (AlreadyExists, ConditionFailed):
                 continue
             return
@@ -156,9 +174,8 @@ class BatchLedger:
 
     # the log
 
-    async def put_entry(self, log: str, seq: int, data: bytes, counts: dict[str, int]) -> bool:
+    async def put_entry(self, log: str, seq: int, data: bytes, metadata: Mapping[str, str]) -> bool:
         """Append an entry; False if there is one of that number."""
-        metadata = {name: str(count) for name, count in counts.items() if count}
         return await self._put_new(layout.log_entry(self.batch, log, seq), data, metadata)
 
     async def entry(self, log: str, seq: int, within: range) -> Entry | None:
@@ -190,7 +207,7 @@ class BatchLedger:
     async def request_retry(self, number: int, order: BatchOrder) -> bool:
         """Ask for another run of what has failed; False if there is a request of that number."""
         name = layout.batch_retry(self.batch, number)
-        return await self._put_new(name, self.ledger.wire.seal(order, name))
+        return await self._put_new(name, self.ledger.wire.seal(order, name), asked_again(order))
 
     async def retry(self, number: int) -> BatchOrder | None:
         """The n-th request to run failures again, from 1 on."""
@@ -204,7 +221,8 @@ class BatchLedger:
     async def note_retry_sent(self, number: int, order: BatchOrder) -> None:
         """Say that all messages of that retry were sent."""
         name = layout.batch_retry(self.batch, number)
-        await (await self.ledger.store()).put(name, self.ledger.wire.seal(order, name), metadata={"sent": "yes"})
+        metadata = {"sent": "yes", **asked_again(order)}
+        await (await self.ledger.store()).put(name, self.ledger.wire.seal(order, name), metadata=metadata)
 
     async def _order(self, name: str) -> BatchOrder | None:
         blob = await self.ledger.record(name)
@@ -245,7 +263,7 @@ class BatchLedger:
             return False
         return True
 
-    async def _put_new(self, name: str, data: bytes, metadata: dict[str, str] | None = None) -> bool:
+    async def _put_new(self, name: str, data: bytes, metadata: Mapping[str, str] | None = None) -> bool:
         try:
             await (await self.ledger.store()).put(name, data, metadata=metadata or {}, if_absent=True)
         except AlreadyExists:
@@ -291,4 +309,5 @@ def outcome_of(meta: BatchMeta, batch: str, entry: Entry, found: Packed, *, run:
         worker=entry.worker,
         started=max(0.0, entry.ended - found.seconds) if found.attempts else None,
         ended=entry.ended,
+        tail=failure.tail if failure else "",
     )

@@ -22,8 +22,10 @@ from typing import Any
 from . import layout, spill
 from .clock import boottime
 from .errors import AccessDenied, AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone, SignatureInvalid, Unreachable
+from .letter_notes import letter_notes
 from .merging import Merged
 from .message import Call, Checkpoint, Control, DeadLetter, KeyRecord, Outcome, PackHeader, Spill
+from .outcome_notes import outcome_notes
 from .parts import Parts
 from .signing import Keyring
 from .transports.base import MAX_DELAY_SECONDS, Blob, BlobInfo, Queue, Receipt, Source, Store, Transport
@@ -166,9 +168,7 @@ class Ledger:
         """
         store, name = await self.store(), layout.result(outcome.call, outcome.run)
         try:
-            # What `gc` must know of an outcome, so that a listing tells it.
-            metadata = {"state": str(outcome.state), **({"queue": outcome.queue} if outcome.queue else {})}
-            await store.put(name, self.wire.seal_outcome(outcome), metadata=metadata, if_absent=True)
+            await store.put(name, self.wire.seal_outcome(outcome), metadata=outcome_notes(outcome), if_absent=True)
         except AlreadyExists:
             standing = await self.outcome(outcome.call, outcome.run)
             # Nobody deletes an outcome: gone between the two requests means that its container was removed by hand.
@@ -213,7 +213,7 @@ class Ledger:
         """Replace the outcome by a tombstone and remove what was spilled for the call."""
         store = await self.store()
         await store.put(layout.result(call, run), b"")
-        spilled = (layout.values(call), layout.checkpoints(call))
+        spilled = (layout.values(call), layout.checkpoints(call), layout.call_logs(call))
         names = [layout.arguments(call), layout.key(call)]
         names += [info.name for prefix in spilled async for info in store.list(prefix)]
         for name in names:
@@ -224,10 +224,8 @@ class Ledger:
     async def bury(self, letter: DeadLetter, queue: str, subject: str, run: int) -> None:
         """Keep a dead letter; the one that is there already stays."""
         name = layout.dead_letter(queue, subject, run)
-        try:
-            await (await self.store()).put(name, self.wire.seal(letter, name), if_absent=True)
-        except AlreadyExists:
-            return
+        with suppress(AlreadyExists):
+            await (await self.store()).put(name, self.wire.seal(letter, name), metadata=letter_notes(letter), if_absent=True)
 
     # keys
 

@@ -270,6 +270,15 @@ def _unpacked(data: bytes) -> dict[str, object]:
     return found
 
 
+def failure_type(data: bytes) -> str:
+    """The type of what a failed call raised, or else how it ended; "" if that cannot be read. Thousands are asked."""
+    try:
+        found = _unpacked(data)
+    except Malformed:
+        return ""
+    return str(found.get("type") or found.get("cause") or "")
+
+
 def failed(index: int, attempts: int, seconds: float, failure: Failure) -> Packed:
     """The outcome of a call that failed for good."""
     return Packed(index, Code.FAILED, attempts, seconds, msgpack.packb(to_map(failure)))

@@ -38,16 +38,25 @@ def from_text(text: str, within: range) -> list[int]:
     >>> from_text("0-3,7", range(8))
     [0, 1, 2, 3, 7]
     """
+    return [index for first, last in spans(text, within) for index in range(first, last + 1)]
+
+
+def spans(text: str, within: range) -> list[tuple[int, int]]:
+    """As `from_text`, of runs of neighbours only the first and the last, for who does not want to hold them all.
+
+    >>> spans("0-3,7", range(8))
+    [(0, 3), (7, 7)]
+    """
     if not _RANGES.fullmatch(text):
         raise Malformed(f"{text[:80]!r} is no set of indices.")
-    indices: list[int] = []
+    found: list[tuple[int, int]] = []
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        start, stop = int(first), int(last or first) + 1
-        if start not in within or stop <= start or stop > within.stop or (indices and start <= indices[-1]):
+        start, _, stop = part.partition("-")
+        first, last = int(start), int(stop or start)
+        if first not in within or not first <= last < within.stop or (found and first <= found[-1][1]):
             raise Malformed(f"The indices {part!r} lie outside {within.start}-{within.stop - 1}, or are out of order.")
-        indices.extend(range(start, stop))
-    return indices
+        found.append((first, last))
+    return found
 
 
 def by_value(values: Mapping[int, T]) -> dict[T, str]:

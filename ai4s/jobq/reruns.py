@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -50,7 +50,10 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LetterBlob:
-    """A dead letter as it lies there; without an etag, there is none. `claim` says whose retry it is, `modified` since when."""
+    """A dead letter as it lies there; without an etag, there is none. `claim` says whose retry it is, `modified` since when.
+
+    `notes` are for onlookers: see `letter_notes.py`.
+    """
 
     name: str
     data: bytes = b""
@@ -58,6 +61,7 @@ class LetterBlob:
     fate: str = ""
     claim: str = ""
     modified: float = 0.0
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 # reading
@@ -114,8 +118,9 @@ async def letter_blob(ledger: Ledger, name: str) -> LetterBlob:
     blob = await ledger.record(name)
     if blob is None:
         return LetterBlob(name)
-    known = blob.info.metadata
-    return LetterBlob(name, blob.data, blob.info.etag, known.get("fate", ""), known.get("claim", ""), blob.info.modified)
+    notes = dict(blob.info.metadata)
+    fate, claim = notes.pop("fate", ""), notes.pop("claim", "")
+    return LetterBlob(name, blob.data, blob.info.etag, fate, claim, blob.info.modified, notes)
 
 
 # asking
@@ -158,7 +163,7 @@ async def claim(ledger: Ledger, letter: LetterBlob, *, purged_too: bool = False)
             pause = min(2 * pause, MOST_PAUSE_SECONDS)
         else:
             with suppress(ConditionFailed, AlreadyExists):  # or this was done, and its answer lost: `mine` tells
-                etag = await _put(ledger, letter, letter.data, {"fate": Fate.RETRYING, "claim": mine})
+                etag = await _put(ledger, letter, letter.data, {**letter.notes, "fate": Fate.RETRYING, "claim": mine})
                 return replace(letter, etag=etag, fate=Fate.RETRYING, claim=mine)
         letter = await letter_blob(ledger, letter.name)
     return letter

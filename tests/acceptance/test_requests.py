@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
-from fault_proxy import FaultyAccount, faulty_account
+from fault_proxy import FaultyAccount, counted_kind, faulty_account
 from projects import NewProject, Project, new_project, until
 
 from ai4s.jobq import as_completed
@@ -75,6 +76,10 @@ class Counting:
         """Requests so far, by kind."""
         return Counter(self._account.kinds())
 
+    def counted(self) -> Counter[str]:
+        """Requests so far, by the kinds that transports count."""
+        return Counter(map(counted_kind, list(self._account.requests)))
+
     def close(self) -> None:
         """End the proxy and its thread."""
         self._run(self._stack.aclose())
@@ -127,6 +132,27 @@ def test_a_call_costs_a_put_a_delete_and_its_share_of_a_receive(project: Project
     assert spent["delete message"] == calls, spent
     assert spent["get"] + spent["head"] <= 5, spent
     assert spent["update"] <= calls // 10, f"messages were handed back: {spent}\n{worker.log}"
+
+
+def test_a_worker_knows_what_it_has_asked(project: Project, worker_side: Counting) -> None:
+    """Its last status tells all but its own writing, to the request; and a batch tells what a map took."""
+    square = project.task("square")
+    worker = project.worker("--concurrency", "2", **at(project, worker_side))
+    assert square.delay(3).result(timeout=30) == 9
+    batch = square.map(range(200))
+    assert sum(batch.results(timeout=60)) == sum(n * n for n in range(200))
+    until(lambda: project.depth() == 0, 30, "an empty queue")
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    (status,) = project.app.queues.workers()
+    seen = worker_side.counted()
+    assert +(seen - Counter(status.requests)) == {"blob_put": 1}
+    assert not Counter(status.requests) - seen
+    told = batch.cost().requests
+    packs = len(project.names(f"batches/{batch.id}/in/"))
+    assert told["queue_send"] == packs
+    assert told["queue_delete"] == packs
+    assert told["blob_put"] == len(project.names(f"batches/{batch.id}/"))
 
 
 def test_an_idle_worker_asks_ever_more_rarely(project: Project, worker_side: Counting) -> None:

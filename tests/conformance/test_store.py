@@ -200,6 +200,13 @@ def test_head_tells_all_but_the_bytes(run: Run, store: Store) -> None:
     assert abs(info.modified - time.time()) < 60
 
 
+def test_an_empty_metadata_value_is_a_text(run: Run, store: Store, listed: Listed) -> None:
+    """Wherever it is read: those who look on take every value for a string."""
+    run(store.put("x", b"1", metadata={"said": "", "count": "3"}))
+    (info,) = listed("x", with_metadata=True)
+    assert info.metadata == run(store.head("x")).metadata == {"said": "", "count": "3"}
+
+
 def test_an_absent_blob_is_not_found(run: Run, store: Store) -> None:
     """Reading, asking for and deleting what is not there say so."""
     for request in (store.get("x"), store.get("x", if_none_match='"1"'), store.head("x"), store.delete("x")):

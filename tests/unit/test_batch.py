@@ -337,7 +337,7 @@ def test_a_retry_that_was_cut_short_is_finished_by_asking_again(app: App) -> Non
     batch = ended(app, {0: ValueError("zero")})
 
     async def around(found: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if found.__name__ == "put" and kwargs.get("metadata") == {"sent": "yes"}:
+        if found.__name__ == "put" and (kwargs.get("metadata") or {}).get("sent") == "yes":
             raise OSError("no disk")
         return await found(*args, **kwargs)
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ai4s.jobq import layout
+from ai4s.jobq import layout, version3
 from ai4s.jobq.errors import Malformed, MessageError, SignatureInvalid, Unfit
 from ai4s.jobq.message import Backoff, Call, Cause, DeadLetter, Failure, KeyRecord, Outcome, Pool, Spill, State
 from ai4s.jobq.signing import Keyring
@@ -53,7 +53,7 @@ moments = st.floats(0, 2**53)
 call_ids = st.one_of(
     st.builds(layout.call_id, st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=16, max_size=16), st.integers(0, 10**12 - 1)),
     st.builds(layout.keyed_call_id, st.text("0123456789abcdef", min_size=64, max_size=64)),
-    st.builds(layout.message_call_id, st.text(max_size=20)),
+    st.builds(version3.message_call_id, st.text(max_size=20)),
 )
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 spills = st.builds(Spill, size=counts, sha256=digests)

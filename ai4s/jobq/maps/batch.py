@@ -26,8 +26,8 @@ from ..running import refuse_to_wait
 from ..waiting import GROWTH_OF_BATCHES, Pace
 from . import removal as batch_removal
 from . import retrying as batch_retrying
+from .onlooking import Onlooking
 from .outcomes import Outcome, Source
-from .progress import Progress, read_progress
 from .progress_bar import Bar, progress_bar
 from .reading import LONGEST_INDEX, Extent, Found, Reading, Search, failed
 
@@ -42,7 +42,7 @@ KEPT_KEYS = 16
 """Packs whose keys are kept while outcomes are handed out."""
 
 
-class Batch(Generic[R]):
+class Batch(Onlooking, Generic[R]):
     """The calls of one `map`. Made by it, or by `app.batch(id)`. Picklable; it carries no secret.
 
     Iterating gives the values in the order of the items, and raises what the first call raised that failed.
@@ -120,21 +120,6 @@ class Batch(Generic[R]):
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < LONGEST_INDEX:
             raise DeclarationError(f"index is the place of an item, from 0 on; got {index!r}.")
         return BatchHandle(self, index)
-
-    # progress
-
-    def progress(self) -> Progress:
-        """How far it is: two listings, whose cost grows with the entries of the log, of which each holds many outcomes."""
-        return self.client.run(self._progress)
-
-    async def aprogress(self) -> Progress:
-        """As `progress`."""
-        return await self.client.arun(self._progress)
-
-    async def _progress(self, ledger: Ledger) -> Progress:
-        meta, batch, extent = await self.meta(ledger), BatchLedger(ledger, self.id), Extent()
-        await extent.look(batch)
-        return await read_progress(batch, extent, meta.call.sent)
 
     # orders
 

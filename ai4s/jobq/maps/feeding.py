@@ -103,7 +103,7 @@ class Feed:
 
     def __init__(self, client: Client, plan: MapPlan, *, skip: Skip | None, key: Key | None) -> None:
         self.client, self.name, self._skip, self._key = client, plan.batch, skip, key
-        self._codec = plan.codec.name
+        self._codec, self._sending = plan.codec.name, plan.order.sending
         self._submission = Submission(client, plan, self._take_waiting, client.send_pack)
         self._lock = threading.Lock()
         """For all that follows: the source's thread adds to it, and another one takes what has waited for too long."""
@@ -132,7 +132,7 @@ class Feed:
 
     def run(self, rows: Iterable[Row]) -> Batch[Any]:
         """Submit all. Raises what the submission met, and MapInterrupted for what the source raised."""
-        with closing(self.tally):
+        with closing(self.tally), self._sending:
             return self._run(rows)
 
     def _run(self, rows: Iterable[Row]) -> Batch[Any]:
@@ -168,7 +168,7 @@ class Feed:
 
     async def arun(self, rows: AsyncGenerator[Row, None]) -> Batch[Any]:
         """As `run`."""
-        with closing(self.tally):
+        with closing(self.tally), self._sending:
             return await self._arun(rows)
 
     async def _arun(self, rows: AsyncGenerator[Row, None]) -> Batch[Any]:
@@ -209,6 +209,7 @@ class Feed:
     def _batch(self, infos: list[PackInfo], error: BaseException | None) -> Batch[Any]:
         batch: Batch[Any] = Batch(self.client, self.name, infos, codec=self._codec)
         error = error or self._item_error or self._source_error
+        self._sending.sent(messages=self._submission.sent, calls=self._submission.queued)
         try:
             self.tally.tell(self._submission.queued, now=True)
         except Exception as exc:  # noqa: BLE001  # the user's listener; what was submitted is safe by now

@@ -27,6 +27,7 @@ from ..packing import key_digest
 from ..parts import Parts
 from ..payload import python_minor
 from ..ranges import to_text
+from ..requests_made import Requests, charged_to
 from ..submission import Order, guard, timed
 from ..wire import MAX_PACK_CALLS
 from .pack_maker import MAX_COPIED_BYTES, Encode, MadePack
@@ -99,9 +100,13 @@ class Submission:
         self._error: BaseException | None = None
         self.queued = 0
         """Calls that this submission has put."""
+        self.sent = 0
+        """Messages that it has sent for them."""
         self._goes_on = False
         """Whether the batch was there before."""
         self._pumping: asyncio.Task[None]
+        self._account = Requests()
+        """What this submission asks of the storage; the total tells it."""
 
     @property
     def infos(self) -> list[PackInfo]:
@@ -113,13 +118,17 @@ class Submission:
 
         Raises BatchConflict if the name was used for something else, TransportError.
         """
+        with charged_to(self._account):
+            await self._begin(ledger)
+            self._pumping = asyncio.create_task(self._pump(ledger))
+
+    async def _begin(self, ledger: Ledger) -> None:
         self._batch = BatchLedger(ledger, self._plan.batch)
         now = await ledger.transport.server_time()
         self._call, self._delay_seconds = timed(self._plan.order, now)
         self._call = replace(self._call, id=layout.packed_call_id(self._plan.batch, 0))
         await self._client.publish(ledger, self._plan.order.payloads)
         await self._claim(ledger)
-        self._pumping = asyncio.create_task(self._pump(ledger))
 
     async def offer(self, ledger: Ledger, made: MadePack) -> None:
         """Take a pack, once there is room, and wait until it is put if it borrows memory; raises what an earlier one met.
@@ -150,6 +159,11 @@ class Submission:
         await asyncio.shield(self._pumping)
         if self._error is not None:
             raise self._error.with_traceback(None)
+        with charged_to(self._account):
+            await self._finish(ledger)
+        return self._progress.infos
+
+    async def _finish(self, ledger: Ledger) -> None:
         if self._unsent:
             await self._resend(ledger, [info async for info in self._batch.packs()], self._unsent)
         total = BatchTotal(self._progress.index, self._progress.pack, ended=True)
@@ -157,7 +171,6 @@ class Submission:
         if self._goes_on:
             # An old batch may be removed while somebody goes on with it: who is that late hears of it now.
             await self._batch.meta()
-        return self._progress.infos
 
     # what is there
 
@@ -306,6 +319,7 @@ class Submission:
         try:
             if header is not None:
                 await self._send(ledger, header, self._delay_seconds)
+                self.sent += 1
                 self._unsent.discard(header.pack)
         finally:
             sending.release()

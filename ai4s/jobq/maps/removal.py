@@ -116,7 +116,7 @@ async def _clear(ledger: Ledger, standing: Standing, go_on: GoOn = lambda: True)
     letter = await _letter(ledger, batch, meta)
     if not (standing.blobs and go_on()):
         return
-    folders = (layout.VALUES, layout.CHECKPOINTS, layout.ARGUMENTS)
+    folders = (layout.VALUES, layout.CHECKPOINTS, layout.ARGUMENTS, layout.LOGS)
     spilled = [info for folder in folders async for info in store.list(f"{folder}{batch}.", with_metadata=True)]
     for stage in (inputs, entries, [*rest, *spilled, *letter], [total] if total else []):
         if not await _remove_all(store, stage, go_on):

@@ -13,20 +13,24 @@ from dataclasses import dataclass
 from .. import layout
 from ..batches import BatchLedger, PackInfo
 from ..client import Client
+from ..entry_notes import ERROR_CHARACTERS, encoded
 from ..errors import NotFinished
 from ..ledger import Ledger
 from ..message import BatchMeta, BatchOrder, PackHeader
 from ..ranges import from_text, to_text
 from ..reruns import Fate
-from .reading import LONGEST_INDEX, Extent, failed, within
+from .reading import LONGEST_INDEX, Extent, Found, failed, within
 from .standing import reckon, standing_of
 
 RETRIED_AT_A_TIME = 50_000
 """Failures that one request names: a record holds a megabyte."""
 
 
-async def run_failures(client: Client, ledger: Ledger, batch_id: str, meta: BatchMeta) -> int:
-    """Have all calls run again that have failed; returns how many. Raises NotFinished if somebody else asks at the same moment."""
+async def run_failures(client: Client, ledger: Ledger, batch_id: str, meta: BatchMeta, *, error: str = "") -> int:
+    """Have all calls run again that have failed, or those whose exception is of the type `error`; returns how many.
+
+    Raises NotFinished if somebody else asks at the same moment.
+    """
     batch, extent = BatchLedger(ledger, batch_id), Extent()
     await extent.look(batch)
     sender = _Sender(client, batch, meta, extent)
@@ -37,7 +41,7 @@ async def run_failures(client: Client, ledger: Ledger, batch_id: str, meta: Batc
         if not await batch.retry_was_sent(number):
             await sender.send(number, order)
         number += 1
-    again = [found.outcome.at for found in await failed(batch, extent)]
+    again = [found.outcome.at for found in await failed(batch, extent) if not error or _is_of(found, error)]
     reckoned = await reckon(ledger, await standing_of(ledger, batch_id)) if again and letter is not None else None
     asked = await ledger.transport.server_time()
     for start in range(0, len(again), RETRIED_AT_A_TIME):
@@ -51,6 +55,12 @@ async def run_failures(client: Client, ledger: Ledger, batch_id: str, meta: Batc
     if is_all and letter is not None and not letter.metadata.get("fate"):
         await batch.lay_down(letter, Fate.RETRIED, run=number - 1)
     return len(again)
+
+
+def _is_of(found: Found, error: str) -> bool:
+    """Whether a call failed with an exception of this type, as a listing names it: long names are cut there."""
+    told = found.outcome.failure.type
+    return told == error or encoded(told, ERROR_CHARACTERS) == encoded(error, ERROR_CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True)

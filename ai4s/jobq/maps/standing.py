@@ -32,12 +32,12 @@ class Standing:
     @property
     def meta(self) -> BlobInfo | None:
         """What its calls have in common; empty once it was removed."""
-        return self._of(layout.batch_meta(self.batch))
+        return self.of(layout.batch_meta(self.batch))
 
     @property
     def total(self) -> BlobInfo | None:
         """How many calls it has; empty once its removal has begun."""
-        return self._of(layout.batch_total(self.batch))
+        return self.of(layout.batch_total(self.batch))
 
     @property
     def is_going(self) -> bool:
@@ -64,7 +64,8 @@ class Standing:
         """When the last of it was written."""
         return max((info.modified for info in self.blobs), default=0.0)
 
-    def _of(self, name: str) -> BlobInfo | None:
+    def of(self, name: str) -> BlobInfo | None:
+        """The blob of this name, if it is there."""
         return next((info for info in self.blobs if info.name == name), None)
 
     def _under(self, prefix: str) -> list[BlobInfo]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..parts import Parts
+from ..requests_made import Requests
 
 Source = bytes | memoryview | Path | Parts
 """Where the bytes of a blob come from."""
@@ -206,6 +207,10 @@ class Transport(Protocol):
 
     def store(self, container: str) -> Store:
         """The container of this name. No request is made."""
+
+    @property
+    def requests(self) -> Requests:
+        """What has been asked of the service so far, repeats included; a local place counts what Azure would have been asked."""
 
     @property
     def credential(self) -> str:

@@ -12,22 +12,27 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TypeVar
 
 from .. import layout
 from ..batches import BatchLedger
+from ..entry_notes import Spending, Written, notes
 from ..message import EntryHead, PackHeader
 from ..packing import Code, Entry, Packed, entry_bytes
 from ..ranges import to_text
+from ..requests_made import account
+from .counts import Counts
 from .lease import Clock, Lease
-from .pack_calls import PackCalls, counts
-from .settlement import Counts, drop_checkpoint
+from .pack_calls import PackCalls
+from .settlement import drop_checkpoint
 
 T = TypeVar("T")
 _VALUES = (Code.VALUE, Code.SPILLED)
+_code = attrgetter("code")
 
 MOST_GENERATIONS = 60
 """A log's name grows with each gift of a gift. Beyond this a pack is only divided after a death."""
@@ -58,6 +63,7 @@ class PackLog:
     def __init__(self, batch: BatchLedger, header: PackHeader, calls: PackCalls, *, lease: Lease, writer: Writer) -> None:
         self._batch, self._header, self._calls = batch, header, calls
         self._lease, self._writer, self._counts = lease, writer, writer.counts
+        self._spending = Spending(account())
         self._turn = asyncio.Lock()
         self._owed: _Owed | None = None
         self._buried = False
@@ -112,10 +118,10 @@ class PackLog:
         """Put an entry, or fold the one that stands in its place; whether it was put."""
         token = secrets.token_hex(8)
         head = EntryHead(token, self._writer.worker, self._server_time(), 0, "", gives=to_text(given))
-        name = layout.log_entry(self._header.batch, self._header.log, self.pos)
-        data = await asyncio.to_thread(entry_bytes, self._batch.ledger.wire, name, head=head, outcomes=outcomes)
-        metadata = dict(counts(outcomes, len(given)))
-        needs_lease = bool(given) or any(outcome.code not in _VALUES for outcome in outcomes)
+        asked = self._spending.untold(self._coming(outcomes, given))
+        written = Written(head.worker, head.ended, asked)
+        data, metadata = await asyncio.to_thread(self._entry, head, outcomes, given, written)
+        needs_lease = bool(given) or max(map(_code, outcomes), default=Code.VALUE) not in _VALUES
 
         async def put() -> bool | None:
             # Looked at before each try: the lease may run out between two of them.
@@ -132,14 +138,30 @@ class PackLog:
             if standing is not None and standing.token != token:
                 await self._fold(standing)
                 return False
+        self._spending.tell(asked)
         await self._take_note(outcomes, given)
         return True
+
+    def _entry(
+        self, head: EntryHead, outcomes: list[Packed], given: list[int], written: Written
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """An entry's bytes and metadata; on a thread, as thousands of outcomes take their time."""
+        name = layout.log_entry(self._header.batch, self._header.log, self.pos)
+        return entry_bytes(self._batch.ledger.wire, name, head=head, outcomes=outcomes), notes(outcomes, len(given), written)
+
+    def _coming(self, outcomes: list[Packed], given: list[int]) -> Mapping[str, int]:
+        """What surely is asked of the storage with an entry and after it: the entry, the dead letter, the message of what was
+        given away; and the removal of this one, if nothing is left."""
+        buries = not self._buried and Code.FAILED in map(_code, outcomes)
+        is_last = len(self._calls.open) == len(outcomes) + len(given)
+        return {"blob_put": 1 + buries, "queue_send": bool(given), "queue_delete": is_last}
 
     async def _take_note(self, outcomes: list[Packed], given: list[int]) -> None:
         """An entry of ours stands."""
         codes = Counter(outcome.code for outcome in outcomes)
         self._counts.succeeded += sum(codes[code] for code in _VALUES)
         self._counts.failed += codes[Code.FAILED]
+        self._counts.dead += codes[Code.FAILED]
         held = self._calls.checkpoints
         stale = [(outcome.at, held[outcome.at]) for outcome in outcomes if outcome.at in held] if held else []
         self._owed = _Owed(codes[Code.FAILED] > 0, given, resent=False)

@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import aiohttp
-from azure.core.exceptions import ServiceResponseTimeoutError
+from azure.core.exceptions import AzureError, ServiceResponseTimeoutError
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.core.rest import HttpRequest
 
+from ...requests_made import Requests
+from .request_kinds import request_kind
 from .server_clock import ServerClock
 
 CONNECTIONS = 100
@@ -35,28 +37,42 @@ READ_SECONDS = 10.0
 SLOWEST_UPLOAD_BYTES_PER_SECOND = 50_000
 """Below this an upload counts as stuck: TCP itself would wait for a quarter of an hour."""
 
+UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""Where no connection came about: such a request is not billed."""
 
 LARGE_BYTES = 64 * 1024
 """A body that does not surely fit into the socket's buffer, so that writing it takes its time."""
 
 
 class Connection(AioHttpTransport):  # type: ignore[misc]  # the SDK exports it lazily, as Any
-    """aiohttp under the SDK's pipeline. The SDK's many clients share it, and none of them closes it."""
+    """aiohttp under the SDK's pipeline. The SDK's many clients share it, and none of them closes it.
 
-    def __init__(self, session: aiohttp.ClientSession, clock: ServerClock, proxy: str | None) -> None:
+    `requests` counts all that surely or perhaps reached the service; `queue_url` tells its queues from its blobs.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, clock: ServerClock, proxy: str | None, *, queue_url: str) -> None:
         super().__init__(session=session, session_owner=False, connection_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)
         self.clock = clock
+        self.requests = Requests()
+        self._queue_url = queue_url
         self._own_session = session
         self._proxy = proxy
 
     async def send(self, request: Any, *, stream: bool = False, **config: Any) -> Any:
         """Send once; the body is in memory on return, for the newer SDKs that can take it from there."""
         stream = stream and not isinstance(request, HttpRequest)
+        unsent = False
         try:
             async with asyncio.timeout(_upload_seconds(request)):
                 response = await super().send(request, stream=stream, proxy=self._proxy, **config)
         except TimeoutError as exc:
             raise ServiceResponseTimeoutError("The upload got stuck.", error=exc) from exc
+        except AzureError as exc:
+            unsent = isinstance(exc.__cause__, UNSENT)
+            raise
+        finally:
+            if not unsent:
+                self.requests.add(request_kind(request.method, request.url, self._queue_url))
         self.clock.note(response.headers.get("Date"))
         return response
 

@@ -249,7 +249,8 @@ def _info(properties: BlobProperties, name: str) -> BlobInfo:
         size=properties.size or 0,
         etag=_quoted(properties.etag or ""),
         modified=modified.timestamp() if isinstance(modified, datetime) else 0.0,
-        metadata=dict(properties.metadata or {}),
+        # A listing gives None for an empty value, and a head "".
+        metadata={name: value or "" for name, value in (properties.metadata or {}).items()},
     )
 
 

@@ -18,6 +18,7 @@ from azure.storage.blob.aio import ContainerClient
 from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 from ...errors import AccessDenied, NotFound
+from ...requests_made import Requests
 from ..place import AzurePlace
 from .connection import Connection, open_session, proxy_for
 from .credentials import EntraCredential
@@ -68,7 +69,8 @@ class AzureTransport:
         entra = None if place.key or place.sas else await EntraCredential.open(environ, given=credential)
         right = "entra" if entra else "key" if place.key else "sas"
         retrying = Retrying(Account(place.label, right), budget_seconds)
-        connection = Connection(open_session(environ), ServerClock(), proxy_for(place.blob_url, environ))
+        proxy = proxy_for(place.blob_url, environ)
+        connection = Connection(open_session(environ), ServerClock(), proxy, queue_url=place.queue_url)
         return cls(place, connection, retrying=retrying, entra=entra)
 
     def queue(self, name: str, *, app: str) -> AzureQueue:
@@ -79,6 +81,11 @@ class AzureTransport:
     def store(self, container: str) -> AzureStore:
         """The container of this name. No request is made."""
         return AzureStore(self._container(container), retrying=self._retrying)
+
+    @property
+    def requests(self) -> Requests:
+        """All requests so far."""
+        return self._connection.requests
 
     @property
     def credential(self) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from ...errors import NotFound
+from ...requests_made import Requests
 from ..base import Queue, Store
 from ..place import LocalPlace
 from . import bells, faults, schema
@@ -35,6 +36,7 @@ class LocalTransport:
     database: Database
     bell: Bell
     files: Files
+    requests: Requests = field(default_factory=Requests)
 
     @classmethod
     async def open(
@@ -57,11 +59,11 @@ class LocalTransport:
 
     def queue(self, name: str, *, app: str) -> Queue:
         """The queue of this name."""
-        return LocalQueue(name, app, self.database, self.bell)
+        return LocalQueue(name, app, self.database, self.bell, self.requests)
 
     def store(self, container: str) -> Store:
         """The container of this name."""
-        return LocalStore(container, self.database, self.files)
+        return LocalStore(container, self.database, self.files, self.requests)
 
     @property
     def credential(self) -> str:
@@ -70,6 +72,7 @@ class LocalTransport:
 
     async def queues(self, prefix: str) -> dict[str, str]:
         """All queues of a prefix."""
+        self.requests.add("queue_other")
         return await self.database.read(partial(_queues, prefix=prefix))
 
     async def server_time(self) -> float:

@@ -18,6 +18,7 @@ from functools import partial
 
 from ...clock import boottime
 from ...errors import LeaseLost, NotFound, PlaceTaken
+from ...requests_made import Requests
 from ..base import MAX_BODY_BYTES, MAX_DELAY_SECONDS, MAX_RECEIVE, Delivery, Receipt
 from . import bells
 from .bells import Bell
@@ -32,24 +33,29 @@ class LocalQueue:
     app: str
     database: Database
     bell: Bell
+    requests: Requests
 
     async def create(self) -> None:
         """Make the queue, or find that it is ours."""
+        self.requests.add("queue_other")
         await self.database.write(partial(_create, name=self.name, app=self.app))
 
     async def check(self) -> None:
         """See that the queue is there and ours."""
+        self.requests.add("queue_depth")
         await self.database.read(partial(_check_owner, name=self.name, app=self.app))
 
     async def send(self, body: str, *, delay_seconds: float = 0) -> Receipt:
         """Put a message and wake who idles."""
         _check_body(body)
         _check_seconds("delay_seconds", delay_seconds)
+        self.requests.add("queue_send")
         return await self.database.write(partial(_send, queue=self.name, body=body, delay_seconds=delay_seconds), small=True)
 
     async def receive(self, n: int, *, lease_seconds: float) -> list[Delivery]:
         """Take the messages that have been visible for longest."""
         _check_seconds("lease_seconds", lease_seconds)
+        self.requests.add("queue_receive")
         return await self.database.write(
             partial(_receive, queue=self.name, n=min(n, MAX_RECEIVE), lease_seconds=lease_seconds, received_at=boottime()),
             small=True,
@@ -59,6 +65,7 @@ class LocalQueue:
         """Go on holding a message."""
         _check_body(body)
         _check_seconds("lease_seconds", lease_seconds)
+        self.requests.add("queue_renew")
         return await self.database.write(
             partial(_update, queue=self.name, receipt=receipt, invisible_seconds=lease_seconds, body=body), small=True
         )
@@ -67,23 +74,28 @@ class LocalQueue:
         """Give a message back and wake who idles."""
         _check_body(body)
         _check_seconds("delay_seconds", delay_seconds)
+        self.requests.add("queue_renew")
         release = partial(_release, queue=self.name, receipt=receipt, delay_seconds=delay_seconds, body=body)
         await self.database.write(release, small=True)
 
     async def delete(self, receipt: Receipt) -> None:
         """Remove a message."""
+        self.requests.add("queue_delete")
         await self.database.write(partial(_delete, queue=self.name, receipt=receipt), small=True)
 
     async def peek(self, n: int) -> list[str]:
         """Look at visible messages."""
+        self.requests.add("queue_peek")
         return await self.database.read(partial(_peek, queue=self.name, n=min(n, MAX_RECEIVE)))
 
     async def depth(self) -> int:
         """Count the messages; exact here."""
+        self.requests.add("queue_depth")
         return await self.database.read(partial(_depth, queue=self.name))
 
     async def clear(self) -> None:
         """Remove all messages."""
+        self.requests.add("queue_other")
         await self.database.write(partial(_clear, queue=self.name))
 
     async def idle(self, seconds: float) -> None:

@@ -20,8 +20,9 @@ from typing import TypeVar
 
 from ...errors import TransportError
 from ...parts import Parts
+from ...requests_made import Requests
 from ..base import MAX_PAGE, Blob, BlobInfo, Source
-from . import files, rows
+from . import as_azure, files, rows
 from .database import Database, Transaction
 from .files import INLINE_BYTES, Files, Piece
 from .rows import Address, Condition, Content, Put
@@ -41,13 +42,16 @@ class LocalStore:
     container: str
     database: Database
     files: Files
+    requests: Requests
 
     async def create(self) -> None:
         """Make the container if it is not there."""
+        self.requests.add("blob_other")
         await self.database.write(partial(rows.create, container=self.container))
 
     async def check(self) -> None:
         """See that the container is there."""
+        self.requests.add("blob_other")
         await self.database.read(partial(rows.require_container, container=self.container))
 
     async def put(
@@ -63,24 +67,40 @@ class LocalStore:
         put = Put(self._address(name), Condition(if_absent, if_match), _metadata_text(metadata))
         source = await self._load(data)
         if isinstance(source, Parts) and source.size <= INLINE_BYTES:
+            self.requests.add("blob_put")
             content = Content(source.size, data=source.joined())
             has_doomed = await self.database.write(partial(rows.put, content=content, put=put), small=True)
         else:
-            has_doomed = await self._write_file(source, partial(rows.announce, put=put), partial(rows.put, put=put))
+            has_doomed = await self._put_large(source, put)
         if has_doomed:
             self._collect()
         return put.etag
+
+    async def _put_large(self, source: Parts | Path, put: Put) -> bool:
+        size = source.size if isinstance(source, Parts) else (await asyncio.to_thread(source.stat)).st_size
+        puts = as_azure.puts(size, streamed=isinstance(source, Path))
+        if puts == 1:
+            self.requests.add("blob_put")
+        elif put.condition.if_absent:
+            self.requests.add("blob_head")
+        has_doomed = await self._write_file(source, partial(rows.announce, put=put), partial(rows.put, put=put))
+        if puts > 1:
+            self.requests.add("blob_put", puts)
+        return has_doomed
 
     async def get(self, name: str, *, start: int = 0, length: int | None = None, if_none_match: str | None = None) -> Blob | None:
         """Read a blob or a range of it."""
         address, missing_etag = self._address(name), None
         find = partial(rows.find, address=address, start=start, length=length, if_none_match=if_none_match)
+        self.requests.add("blob_head" if length == 0 else "blob_get")
         while True:
             found = await self.database.read(find, small=True)
             if found.pieces is None:
                 return None
             try:
-                return Blob(found.info, await self._read(found.pieces))
+                blob = Blob(found.info, await self._read(found.pieces))
+                as_azure.count_rest(self.requests, len(blob.data), length)
+                return blob
             except FileNotFoundError as fault:
                 # Overwritten or deleted since the row was read, if the row is another now.
                 if found.info.etag == missing_etag:
@@ -89,10 +109,12 @@ class LocalStore:
 
     async def head(self, name: str) -> BlobInfo:
         """All about a blob but its bytes."""
+        self.requests.add("blob_head")
         return await self.database.read(partial(rows.head, address=self._address(name)), small=True)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a blob; its files go right after."""
+        self.requests.add("blob_delete")
         if await self.database.write(partial(rows.delete, address=self._address(name), if_match=if_match)):
             self._collect()
 
@@ -100,6 +122,7 @@ class LocalStore:
         """All blobs below a prefix, page by page, each page as of one moment."""
         read_page, after = rows.infos if with_metadata else rows.names, ""
         while True:
+            self.requests.add("blob_list")
             infos = await self.database.read(partial(read_page, container=self.container, prefix=prefix, after=after, limit=page))
             for info in infos:
                 yield info
@@ -112,6 +135,7 @@ class LocalStore:
         if len(data) > _MAX_APPEND_BYTES:
             raise ValueError(f"At most {_MAX_APPEND_BYTES} bytes can be appended at a time; these are {len(data)}.")
         address = self._address(name)
+        as_azure.count_append(self.requests, len(data), at)
         if len(data) <= INLINE_BYTES:
             content = Content(len(data), data=data)
             return await self.database.write(partial(rows.append, content=content, address=address, at=at))
