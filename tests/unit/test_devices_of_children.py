@@ -70,7 +70,7 @@ class FakeChild:
             for device in devices:
                 assert users[device] <= (1 if len(devices) > 1 else cls.calls_per_gpu), f"{users} of {child.outfit}"
 
-    async def run(self, job: Job, *_: object) -> Report:
+    async def run(self, job: Job, *_: object, **__: object) -> Report:
         """Run a job: to its end, or to the child's."""
         await self.pause()
         if not self.alive or self.rng.random() < 0.2:

@@ -14,7 +14,7 @@ from ai4s.jobq.packing import Code, Packed
 from ai4s.jobq.ranges import from_text
 from ai4s.jobq.signing import Keyring
 from ai4s.jobq.wire import MAX_MESSAGE_BYTES, Wire
-from ai4s.jobq.worker.pack_calls import PackCalls, RunTimes, counts
+from ai4s.jobq.worker.pack_calls import PackCalls, RunTimes
 from ai4s.jobq.worker.pack_checkpoints import MOST_KEPT
 
 HEADER = PackHeader("b", 0, "default", 1.0, Spill(1, sha256_of(b"")), 100, 20, "100-119", "000000")
@@ -112,12 +112,6 @@ def test_a_few_long_calls_do_not_make_short_ones_look_long() -> None:
     times.note([0.001] * 50)
     assert times.mean_seconds is not None
     assert times.mean_seconds < 0.01
-
-
-def test_an_entry_s_metadata_count_what_it_holds() -> None:
-    """Readers of listings add them up."""
-    outcomes = [value(1), Packed(2, Code.FAILED, 1, 0.0, b""), Packed(3, Code.CANCELLED, 0, 0.0, b"")]
-    assert counts(outcomes, 4) == {"done": 3, "gives": 4, "failed": 1, "cancelled": 1}
 
 
 def test_the_worst_header_fits_a_message() -> None:

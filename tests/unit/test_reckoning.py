@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from failure_points import QUEUE, TASK
 
+from ai4s.jobq.call_progress import CallProgress
 from ai4s.jobq.layout import sha256_of
 from ai4s.jobq.lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, Raised, TimedOut
 from ai4s.jobq.message import BatchMeta, Call, Cause, Failure, PackHeader, Spill
 from ai4s.jobq.packing import Code, PackInput
 from ai4s.jobq.transports.base import Delivery, Receipt
+from ai4s.jobq.worker.counts import Counts
 from ai4s.jobq.worker.jobs import Kind, Report
 from ai4s.jobq.worker.journal import Journal, Mark, report_frame, slice_frame, to_frame
 from ai4s.jobq.worker.pack_calls import PackCalls
 from ai4s.jobq.worker.reckoning import Dealt, Reckoner, RunningChunk
-from ai4s.jobq.worker.settlement import Counts
 
 HEADER = PackHeader("b", 0, QUEUE, 1.0, Spill(1, sha256_of(b"")), 0, 8, "0-7", "000000")
 CALL = Call("b.0", TASK, QUEUE, b"", 1.0, retries=1)
@@ -34,7 +36,7 @@ class Case:
     def __init__(self, folder: Path, *, vector: int = 0) -> None:
         self.calls, self.counts = PackCalls.of(HEADER), Counts()
         delivery = Delivery(Receipt("m", "r"), "", 1, 0.0, 0.0, 0.0)
-        dealt = Dealt(
+        self.dealt = dealt = Dealt(
             HEADER,
             BatchMeta(CALL, vector),
             PackInput(()),
@@ -140,3 +142,60 @@ async def test_a_failed_slice_charges_nobody_until_it_is_one_item(tmp_path: Path
     case.running = RunningChunk(2, [0], Journal(case.path), case.path, case.running.stop, 99.0)
     await case.end(slice_frame(FAILED, 1), DONE)
     assert case.ended == {0: Code.FAILED}
+
+
+async def test_calls_are_counted_as_they_begin_and_end(tmp_path: Path) -> None:
+    """Those that have an outcome and the one that ran; what had not begun has not, and runs later."""
+    case = Case(tmp_path)
+    case.reckoner.note_begun(case.running)
+    assert case.counts.begun == 1
+    await case.end(VALUE + VALUE, Died(FAILURE))
+    assert (case.counts.begun, case.counts.deaths, case.counts.wait_times.total, case.counts.run_times.total) == (3, 1, 3, 3)
+
+
+class Told:
+    """Adds up what a watcher hears."""
+
+    def __init__(self) -> None:
+        self.begun = self.first = self.ended_ones = 0
+
+    def began(self, call: object, number: int = 1, first: int = 1) -> None:
+        self.begun, self.first = self.begun + number, self.first + first
+
+    def succeeded(self, call: object, seconds: Sequence[float]) -> None:
+        self.ended_ones += len(seconds)
+
+    def ended(self, call: object, how: str, seconds: float, error: str = "") -> None:
+        self.ended_ones += 1
+
+
+@pytest.mark.parametrize("vector", [0, 3])
+@pytest.mark.parametrize("ending", [Died(FAILURE), TimedOut(FAILURE), Preempted(), Hindered(), DONE])
+async def test_as_many_attempts_end_as_have_begun(tmp_path: Path, ending: Any, vector: int) -> None:
+    """However a chunk ends, and whether or not a slice of it is halved; a call that begins again has not waited again."""
+    case, told = Case(tmp_path, vector=vector), Told()
+    case.counts.watchers = (told,)
+    case.reckoner.note_begun(case.running)
+    case.running.recalling = ending is DONE
+    journal = VALUE + VALUE if vector == 0 else slice_frame(FAILED, 3)
+    await case.end(journal, ending)
+    assert told.begun == told.ended_ones == case.counts.begun == (5 if vector else 3)
+    began = told.first
+    again = RunningChunk(2, case.calls.deal(1), Journal(tmp_path / "2"), tmp_path, case.running.stop, 99.0)
+    case.reckoner.note_begun(again)
+    assert told.first == began + (not vector)
+
+
+async def test_what_runs_in_a_chunk_is_known_by_what_it_says(tmp_path: Path) -> None:
+    """The journal is read from time to time; a later call that says how far it is runs, and not the one after the last outcome."""
+    case = Case(tmp_path)
+    dealt = case.dealt
+    first = case.running.current(dealt)
+    case.running.progressed(3, CallProgress(1, 2))
+    later = case.running.current(dealt)
+    assert first is not None
+    assert later is not None
+    assert (first.id, first.progress) == ("b.0", None)
+    assert (later.id, later.progress) == ("b.3", CallProgress(1, 2))
+    case.running.ended = 5
+    assert case.running.current(dealt) is None

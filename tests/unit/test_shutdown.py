@@ -14,6 +14,7 @@ import pytest
 
 from ai4s.jobq.message import Pool
 from ai4s.jobq.worker import shutdown as subject
+from ai4s.jobq.worker.current_calls import CurrentCalls
 from ai4s.jobq.worker.jobs import ChildSetup
 from ai4s.jobq.worker.runtime import Plan, Worker
 from ai4s.jobq.worker.shutdown import LEAVING_SECONDS, Shutdown, Why, unless
@@ -373,8 +374,10 @@ class SlowPoller:
 def slow_worker(poller: SlowPoller, shutdown: Shutdown, notices: list[bool]) -> Worker:
     """A worker of one slot that has nothing to run."""
     slots = Slots(dict.fromkeys(Pool, 1), {Pool.PROCESS})
-    workshop = SimpleNamespace(slots=slots, executors=SimpleNamespace(tell=lambda notice: notices.append(notice.preempted)))
-    attempts = SimpleNamespace(counts=SimpleNamespace(refused={}, hindered=0))
+    counts = SimpleNamespace(refused={}, hindered=0)
+    tell = SimpleNamespace(tell=lambda notice: notices.append(notice.preempted))
+    workshop = SimpleNamespace(slots=slots, executors=tell, counts=counts, current=CurrentCalls())
+    attempts = SimpleNamespace(counts=counts)
     plan = Plan(ChildSetup("w"), queues=(), concurrency=1, async_concurrency=1)
     return Worker(plan, poller, attempts, workshop=workshop, shutdown=shutdown)  # type: ignore[arg-type]
 

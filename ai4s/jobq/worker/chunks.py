@@ -33,10 +33,12 @@ from ..layout import packed_call_id
 from ..message import Spill
 from ..packing import Layout, Piece, numbers
 from ..running import RunningCall, Support, set_running
+from ..telemetry.context import attached
 from ..wire import MAX_INLINE_VALUE
 from .execution import Execution, Found, not_run
 from .jobs import Chunk, Kind, Report
 from .journal import Mark, report_frame, slice_frame, to_frame
+from .voices import CallVoice, ChunkVoices
 
 LEAST_DESCRIPTOR = 200
 """Above those that tasks use, mostly, and below every limit."""
@@ -68,6 +70,10 @@ class _Now(NamedTuple):
     def support(self) -> Support | None:
         return self.run.support(self.place)
 
+    @property
+    def voice(self) -> CallVoice | None:
+        return self.run.voices.of(self.place)
+
 
 class _NotLoadedError(Exception):
     """The arguments of a slice, or those that all share, cannot be had: none of its calls can run."""
@@ -84,6 +90,7 @@ class ChunkRun:
         self._places, self._attempts = numbers(chunk.places), numbers(chunk.attempts)
         self._left: deque[int] = deque(range(len(self._places)))
         self._process = os.getpid()
+        self.voices = ChunkVoices(execution.voices, chunk, self._places)
 
     def take_back(self) -> int:
         """How many calls, from the end, have not begun and never will from now on. From any thread."""
@@ -99,7 +106,7 @@ class ChunkRun:
     def run(self) -> Report:
         """Run what is left, on this thread."""
         try:
-            with self._journal() as journal:
+            with self._journal() as journal, attached(self.chunk.call.trace), self.voices:
                 if (found := self._find(journal.write)) is not None:
                     (self._vectors if self.chunk.vector else self._calls)(found, journal.write)
         except OSError as exc:  # of the journal; what the task raises is written down in it
@@ -114,7 +121,7 @@ class ChunkRun:
     async def arun(self) -> Report:
         """Run what is left, as a coroutine."""
         try:
-            with self._journal() as journal:
+            with self._journal() as journal, attached(self.chunk.call.trace), self.voices:
                 if (found := self._find(journal.write)) is not None:
                     await self._acalls(found, journal.write)
         except OSError as exc:
@@ -161,13 +168,14 @@ class ChunkRun:
             self._fail_all(self._reported(found, exc.reason), write)
             return
         # A hundred thousand times a second, perhaps: what is looked up here is looked up once.
-        left, function, clock, execution = self._left, found.function, time.monotonic, self._execution
+        left, function, clock, execution, voices = self._left, found.function, time.monotonic, self._execution, self.voices
         while left:
             try:
                 place = left.popleft()
             except IndexError:  # taken back between the two
                 break
             set_running(_Now(self, place))
+            voices.at = place
             notices, row, began = execution.unanswered_notices, arguments[place], clock()
             try:
                 value = function(*(row if isinstance(row, tuple) else row()), **(keywords() if keywords else {}))
@@ -191,6 +199,7 @@ class ChunkRun:
             except IndexError:  # taken back between the two
                 break
             set_running(_Now(self, place))
+            self.voices.at = place
             notices = self._execution.unanswered_notices
             began = time.monotonic()
             try:
@@ -208,7 +217,7 @@ class ChunkRun:
 
     def _reported(self, found: Found, exc: BaseException, notices: int | None = None, seconds: float = 0.0) -> Report:
         told = notices is not None and self._execution.told_since(notices)
-        return replace(self._execution.raised(self.chunk, found, exc, told=told), seconds=seconds)
+        return self.voices.with_tail(replace(self._execution.raised(self.chunk, found, exc, told=told), seconds=seconds))
 
     def _returned(self, codec: Codec, place: int, value: object, seconds: float) -> bytes:
         if type(value) in PLAIN and codec.allows_pickle:
@@ -242,6 +251,7 @@ class ChunkRun:
             return
         while places := self._take(self.chunk.vector):
             set_running(_Now(self, places[0]))
+            self.voices.at = places[0]
             notices, began = self._execution.unanswered_notices, time.monotonic()
             try:
                 items = [_item(arguments[place]) for place in places]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..lifecycle import HINDERED_DELAY_SECONDS, Hindered, Raised, Release, Timed
 from ..message import Call, Cause, Failure, Spill, State
 from ..packing import packed
 from ..printable import printable
+from .call_logs import ChunkLogs
 from .child_process import GRACE_SECONDS
 from .executors import Ending, Work
 from .gates import Share
@@ -192,6 +194,7 @@ class Dealer:
         watched = self._shop.interruptions.watched(self._call)
         with watched as stop:
             running = RunningChunk.of(files, indices, stop, self._clock())
+            running.logs = ChunkLogs(self._shop.logs, self._call_at, self._dealt.token)
             self._chunks[files.number] = running
             try:
                 ending = await self._ending(running, share, files)
@@ -203,7 +206,14 @@ class Dealer:
                 self._calls.take_back(running.left)
                 self.stop()
             finally:
+                running.logs.end()
                 del self._chunks[files.number]
+
+    def _call_at(self, place: int) -> Call:
+        """The call at this place of the pack."""
+        index = self._dealt.header.first + place
+        name = layout.packed_call_id(self._dealt.header.batch, index)
+        return replace(self._calls.call(self._dealt.meta, name, index), run=self._call.run)
 
     async def _ending(self, running: RunningChunk, share: Share, files: JobFiles) -> Ending | Raised:
         try:
@@ -219,7 +229,11 @@ class Dealer:
         keep = partial(self._dealt.checkpoints.serve, files.checkpoint)
         serve = self._shop.scratch.serving(keep, self._dealt.lease.patiently)
         recalled = partial(self._recalled, running)
-        return await self._shop.executors.run(Work(chunk, tuple(shipped), running.stop, serve, recalled, share))
+        self._reckoner.note_begun(running)
+        work = Work(chunk, tuple(shipped), running.stop, serve, recalled, share, running.progressed)
+        work = work if running.logs is None else replace(work, said=running.logs.hear)
+        with self._shop.current.told_by(partial(running.current, self._dealt)):
+            return await self._shop.executors.run(work)
 
     async def _chunk(self, indices: list[int], files: JobFiles) -> Chunk:
         header, calls = self._dealt.header, self._calls

@@ -12,16 +12,19 @@ import logging
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 
 from .. import layout
 from ..batches import BatchLedger
+from ..call_records import Subject, now_about
 from ..errors import LeaseLost, Malformed, MessageError, ResultGone, Unfit
 from ..lifecycle import Bury, Died, Release, decide
 from ..message import NO_NEEDS, BatchMeta, Cause, Failure, PackHeader, Resources, State
 from ..packing import PackInput
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery
+from .counts import Counts
 from .dealing import Dealer
 from .lease import Lease
 from .pack_calls import PackCalls, RunTimes, charges_of
@@ -29,7 +32,7 @@ from .pack_checkpoints import PackCheckpoints
 from .pack_log import PackLog, Writer
 from .pack_upkeep import upkeep
 from .reckoning import Dealt, Reckoner
-from .settlement import Counts, Settlement, refused, releasing
+from .settlement import Settlement, refused, releasing
 from .slots import PackTurn
 from .workshop import Workshop
 
@@ -89,12 +92,15 @@ class Packs:
     async def run(self, pack: PackDelivery) -> None:
         """Work on one delivery. Raises LeaseLost, Unreachable, AccessDenied; the message then comes again."""
         header, delivery = pack.header, pack.delivery
+        now_about(Subject(batch=header.batch))
         if header.not_before is not None and header.not_before - CLOCK_SLACK_SECONDS > delivery.server_time:
             await self._release(pack, header.not_before - delivery.server_time)
             return
         try:
             with self._shop.slots.arriving():
                 known = await self._known_batch(pack)
+            now_about(Subject(batch=header.batch, task=known.meta.call.task))
+            pack.lease.context = copy_context()
             run = _PackRun(self._shop, pack, known, counts=self._counts, dealers=self._dealers)
             async with self._shop.slots.pack(run.call.pool, run.count, TURN_SECONDS, run.needs) as turn:
                 if turn is not None:
@@ -165,6 +171,11 @@ class _PackRun:
         return len(self._calls.open)
 
     async def run(self, turn: PackTurn) -> None:
+        with self._shop.telemetry.processing(self.call, batch=self._header.batch, count=self.count) as process:
+            self._process, self.call = process, replace(self.call, trace=process.trace)
+            await self._run(turn)
+
+    async def _run(self, turn: PackTurn) -> None:
         if self._pack.may_have_run:
             await self._log.catch_up()
         if self._calls.open and not await self._ended_early():
@@ -290,10 +301,11 @@ class _PackRun:
 
     async def _settle(self, rest_seconds: float) -> None:
         """Delete the message once nothing is open; else give it back for `rest_seconds`."""
-        if not self._calls.open:
-            await self._lease.patiently(self._lease.delete)
-        else:
-            await self._give_back(rest_seconds)
+        with self._process.settling():
+            if not self._calls.open:
+                await self._lease.patiently(self._lease.delete)
+            else:
+                await self._give_back(rest_seconds)
 
     async def _give_back(self, delay_seconds: float) -> None:
         delay = min(delay_seconds, MAX_DELAY_SECONDS)

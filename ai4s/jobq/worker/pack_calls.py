@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
@@ -248,13 +248,3 @@ class PackCalls:
 def charges_of(call: Call) -> Charges:
     """What a call has used up, as a pack's message says it."""
     return Charges(call.errors, call.deaths, call.preemptions, call.alone)
-
-
-def counts(outcomes: Sequence[Packed], given: int) -> Mapping[str, int]:
-    """What a log entry's metadata say: how many calls ended, in which way, and how many were given away."""
-    found = {"done": len(outcomes), "gives": given}
-    for outcome in outcomes:
-        if outcome.code > 1:
-            name = ("", "", "failed", "cancelled", "expired")[outcome.code]
-            found[name] = found.get(name, 0) + 1
-    return found

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ..errors import LeaseLost, MessageError, ResultGone, TransportError, Unfit
 from ..ledger import Ledger
 from ..lifecycle import (
     Bury,
+    Decision,
     Died,
     Finish,
     Happening,
@@ -24,7 +25,6 @@ from ..lifecycle import (
     Refused,
     Release,
     Retry,
-    Succeeded,
     TimedOut,
     decide,
     is_hopeless,
@@ -33,6 +33,8 @@ from ..lifecycle import (
 from ..message import Call, Cause, Checkpoint, DeadLetter, Failure, Outcome, State
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue, Receipt
+from .call_logs import CallLog
+from .counts import Counts, Watched, how_ended, seen
 from .lease import Clock, Lease
 
 log = logging.getLogger("ai4s.jobq.worker")
@@ -46,6 +48,9 @@ class Attempt:
     delivery: Delivery
     lease: Lease
     token: str
+    watched: Watched | None = None
+    said: CallLog | None = None
+    trace: str | None = None
 
     @property
     def redelivered(self) -> bool:
@@ -53,46 +58,21 @@ class Attempt:
         return self.delivery.dequeue_count > 1 or self.call.resent
 
 
-@dataclass(slots=True)
-class Counts:
-    """What became of this worker's attempts so far.
-
-    `lost` counts leases, `fenced` attempts whose call had an outcome already when they came to theirs: duplicates, in short.
-    `refused` holds messages put aside, and until when on the worker's clock; `hindered` counts attempts in a row that this
-    machine could not even begin, `failures_in_a_row` those that failed, whether or not they are to be repeated.
-    """
-
-    succeeded: int = 0
-    failed: int = 0
-    retried: int = 0
-    lost: int = 0
-    fenced: int = 0
-    hindered: int = 0
-    failures_in_a_row: int = 0
-    refused: dict[str, float] = field(default_factory=dict)
-    on_failure: Callable[[], None] = lambda: None
-    """Called after each failure: a pack may have thousands of them before it is settled."""
-
-    def note(self, happening: Happening) -> None:
-        """Count failures in a row; what neither failed nor succeeded, such as an attempt that was given back, ends no row."""
-        if isinstance(happening, Raised | TimedOut | Died):
-            self.failures_in_a_row += 1
-            self.on_failure()
-        elif isinstance(happening, Succeeded):
-            self.failures_in_a_row = 0
-
-
 class Settlement:
     """Settles the attempts of one worker, and counts them. Many at a time; each attempt only once."""
 
-    def __init__(self, ledger: Ledger, worker: str, clock: Clock) -> None:
-        self._ledger, self._worker, self._clock = ledger, worker, clock
-        self.counts = Counts()
+    def __init__(self, ledger: Ledger, worker: str, clock: Clock, *, counts: Counts) -> None:
+        self._ledger, self._worker, self._clock, self.counts = ledger, worker, clock, counts
 
     async def settle(self, attempt: Attempt, happening: Happening, ran_from: float | None = None) -> None:
         if ran_from is not None:
             self.counts.note(happening)
-        match decide(happening, attempt.call, jitter=random.random()):
+        decision = decide(happening, attempt.call, jitter=random.random())
+        await self._carry_out(decision, attempt, happening, ran_from)
+        (attempt.watched or Watched(self.counts, seen(attempt.call))).end(*how_ended(happening, decision))
+
+    async def _carry_out(self, decision: Decision, attempt: Attempt, happening: Happening, ran_from: float | None) -> None:
+        match decision:
             case Finish(state, value):
                 await self._end(attempt, self._outcome(attempt, state, ran_from, value=value))
             case Bury(failure):
@@ -126,6 +106,7 @@ class Settlement:
             worker=self._worker,
             started=ran_from + to_server_time if ran_from else None,
             ended=self._clock() + to_server_time,
+            tail=attempt.said.tail if attempt.said is not None else "",
         )
 
     async def _end(self, attempt: Attempt, outcome: Outcome) -> None:
@@ -137,8 +118,12 @@ class Settlement:
         if outcome.state is not State.SUCCEEDED and not attempt.lease.held:
             raise LeaseLost("The lease was lost, and only a success may be written without one.")
         standing = await self._ledger.commit(outcome)
+        if attempt.said is not None:
+            attempt.said.is_kept = standing.token == outcome.token
         if standing.token != outcome.token and outcome.state is not State.CANCELLED:  # whoever cancelled it has written that
             self.counts.fenced += 1
+            if attempt.watched is not None:
+                attempt.watched.end("fenced")
             log.warning(
                 "Call %s had ended before (%s): what came of it here does not count.", described(attempt.call), standing.state
             )
@@ -153,6 +138,7 @@ class Settlement:
             log.error("Call %s failed for good: %s", described(call), told(failure))
             letter = DeadLetter(reason=str(failure.cause), outcome=standing, call=call)
             await attempt.lease.patiently(lambda: self._ledger.bury(letter, call.queue, call.id, call.run))
+            self.counts.dead += 1
         else:
             self.counts.succeeded += standing.state is State.SUCCEEDED
             if call.checkpoint is not None:
@@ -207,6 +193,7 @@ class Settlement:
         self.counts.failed += 1
         letter = DeadLetter(reason=printable(f"{type(exc).__name__}: {exc}"), raw=delivery.body)
         await lease.patiently(lambda: self._ledger.bury(letter, queue_name, delivery.receipt.message_id, 1))
+        self.counts.dead += 1
         await lease.patiently(lease.delete)
 
     def _note_refused(self, delivery: Delivery, seconds: float) -> None:
