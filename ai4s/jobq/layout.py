@@ -22,14 +22,13 @@ RESERVED_QUEUES = frozenset({"failed"})
 
 WORKERS, RETRIES, CHECKPOINTS, CONTROL = "workers/", "retries/", "checkpoints/", "control/"
 RESULTS, ARGUMENTS, VALUES, KEYS, DEAD_LETTERS, BATCHES = "results/", "args/", "values/", "keys/", "failed/", "batches/"
-PAYLOADS, PROBES = "payloads/", "doctor/"
+PAYLOADS, PROBES, LOGS = "payloads/", "doctor/", "logs/"
 """Prefixes that are listed."""
 
 CALLS_PER_PAGE = 4096
 """Outcomes under one prefix: one listing request, which holds up to 5,000 names, tells of them all."""
 
 CALL_ID = re.compile(r"(?P<client>[a-z2-7]{16})-(?P<n>[0-9]{12})|key-(?P<hash>[0-9a-f]{40})|msg-(?P<message>[0-9a-f]{32})")
-MESSAGE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")  # of Azure's queues
 RELATIVE = re.compile(r"[a-z0-9-]{1,100}(\.[0-9]{1,20})?")
 """A call's id, or `<batch>.<index>`, where it only says whose child a call is."""
 
@@ -103,11 +102,6 @@ def queue_of(app: str, name: str, owner: str) -> str | None:
     return name.removeprefix(f"{app}-") if owner == app and name.startswith(f"{app}-") else None
 
 
-def old_letters_queue(app: str, queue: str) -> str:
-    """Where ai4s-jobq 3.x put the tasks of a queue that had failed."""
-    return f"{queue_name(app, queue)}-failed"
-
-
 def container_name(app: str) -> str:
     """The container that holds all of an app's blobs."""
     return f"jobq-{app}"
@@ -121,13 +115,6 @@ def call_id(client: str, n: int) -> str:
 def keyed_call_id(digest: str) -> str:
     """The id of a call with a key, from the hash of app, task and key."""
     return f"key-{digest[:40]}"
-
-
-def message_call_id(message_id: str, app: str = "", queue: str = "") -> str:
-    """The id of a call that came as a message of ai4s-jobq 3.x: the message's where that is one of Azure's, else a hash of all."""
-    if MESSAGE_ID.fullmatch(message_id):
-        return f"msg-{message_id.replace('-', '').lower()}"
-    return f"msg-{sha256_of(chr(0).join((app, queue, message_id)).encode())[:32]}"
 
 
 def is_keyed(call: str) -> bool:
@@ -278,6 +265,17 @@ def checkpoints(call: str) -> str:
     """The prefix of all checkpoints of a call."""
     check_owner(call)
     return f"{CHECKPOINTS}{call}/"
+
+
+def call_log(call: str, attempt: tuple[int, int, float], token: str) -> str:
+    """What one attempt (its run, its number, when it began) has said; names are in the order of attempts."""
+    return f"{call_logs(call)}{attempt[0]:04d}-{attempt[1]:04d}-{attempt[2]:010.0f}-{_part(token)}"
+
+
+def call_logs(call: str) -> str:
+    """The prefix of what all attempts of a call have said."""
+    check_owner(call)
+    return f"{LOGS}{call}/"
 
 
 def control(queue: str) -> str:

@@ -129,7 +129,7 @@ class OldLetters:
             parsed = version3.parse(delivery.body)
         except MessageError:
             return None
-        call = layout.message_call_id(delivery.receipt.message_id, ledger.app, letters.name)
+        call = version3.message_call_id(delivery.receipt.message_id, ledger.app, letters.name)
         await (await ledger.queue(self._queue)).send(version3.resent(parsed, call, num_retries))
         with suppress(LeaseLost):  # somebody else has it, and sends the same
             await letters.delete(delivery.receipt)
@@ -137,7 +137,7 @@ class OldLetters:
 
     async def _letters(self, ledger: Ledger) -> Queue | None:
         """The old queue, if there is one. It is never made, and must not be another app's."""
-        queue = ledger.transport.queue(layout.old_letters_queue(ledger.app, self._queue), app=ledger.app)
+        queue = ledger.transport.queue(version3.old_letters_queue(ledger.app, self._queue), app=ledger.app)
         try:
             await queue.check()
         except NotFound:

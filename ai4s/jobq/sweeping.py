@@ -136,7 +136,8 @@ class Folders:
 
     async def of(self, ended: Ended) -> Belongings:
         """All that lies there for a call."""
-        spilled = [await self._in(folder, ended.call) for folder in (layout.VALUES, layout.CHECKPOINTS, layout.ARGUMENTS)]
+        folders = (layout.VALUES, layout.CHECKPOINTS, layout.ARGUMENTS, layout.LOGS)
+        spilled = [await self._in(folder, ended.call) for folder in folders]
         queues = {info.metadata["queue"] for info in ended.outcomes.values() if "queue" in info.metadata}
         letters = [await self._in(f"{layout.DEAD_LETTERS}{queue}/", ended.call) for queue in sorted(queues)]
         keys = await self._in(layout.KEYS, ended.call) if layout.is_keyed(ended.call) else []

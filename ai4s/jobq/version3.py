@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,24 @@ log = logging.getLogger("ai4s.jobq")
 
 VERSIONS = (0, 1)
 OURS, MESSAGE = "jobq", "msg-"
+MESSAGE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")  # of Azure's queues
 SHELL_NAMES = frozenset({"cmd", "env", "bg_dirsync_to", "cwd"})
 """The keyword arguments of 3.x's `ShellCommandProcessor`. With no others, and a `cmd`, a message is shell work."""
 
 LEFT_BEHIND = frozenset({"_job_id", "_worker_id"})
 """What an old worker adds to the keyword arguments before it runs them; they stay there when it puts the message back."""
+
+
+def message_call_id(message_id: str, app: str = "", queue: str = "") -> str:
+    """The id of a call that came as such a message: the message's where that is one of Azure's, else a hash of all."""
+    if MESSAGE_ID.fullmatch(message_id):
+        return f"msg-{message_id.replace('-', '').lower()}"
+    return f"msg-{layout.sha256_of(chr(0).join((app, queue, message_id)).encode())[:32]}"
+
+
+def old_letters_queue(app: str, queue: str) -> str:
+    """Where 3.x put the tasks of a queue that had failed."""
+    return f"{layout.queue_name(app, queue)}-failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,7 @@ def unseal(delivery: Delivery, *, app: str, queue: str) -> Call:
     except NotSerializable as exc:
         raise Malformed(f"Its keyword arguments cannot be handed on: {exc}") from exc
     return Call(
-        id=notes.call or layout.message_call_id(delivery.receipt.message_id, app, queue),
+        id=notes.call or message_call_id(delivery.receipt.message_id, app, queue),
         task=name,
         queue=queue,
         arguments=arguments,

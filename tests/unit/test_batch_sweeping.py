@@ -100,14 +100,20 @@ def test_everything_of_an_old_batch_goes(app: App) -> None:
     assert swept(app) == Swept()
 
 
-def test_checkpoints_of_its_calls_go(local_app: App, tmp_path: Path) -> None:
+def test_checkpoints_and_logs_of_its_calls_go(local_app: App, tmp_path: Path) -> None:
     """Those that no call has removed itself."""
     batch = mapped(local_app, [1])
     (tmp_path / "checkpoint").write_bytes(b"x")
     call = layout.packed_call_id(batch.id, 0)
     local_app.client.run(lambda ledger: ledger.keep_checkpoint(call, "t" * 16, 1, tmp_path / "checkpoint"))
+
+    async def say(ledger: Ledger) -> None:
+        await (await ledger.store()).append(layout.call_log(call, (1, 1, 0.0), "t" * 16), b"0.000 o said\n", at=0)
+
+    local_app.client.run(say)
     swept(local_app)
     assert blobs(local_app, layout.CHECKPOINTS) == []
+    assert blobs(local_app, layout.LOGS) == []
 
 
 def test_a_batch_goes_by_the_age_of_what_came_last(app: App) -> None:

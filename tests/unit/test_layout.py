@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ai4s.jobq import layout
+from ai4s.jobq import layout, version3
 from ai4s.jobq.errors import DeclarationError, Malformed
 
 SAME_EACH_TIME = settings(
@@ -23,7 +23,7 @@ names = st.text("abz019-", min_size=1, max_size=60)
 call_ids = st.one_of(
     st.builds(layout.call_id, st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=16, max_size=16), st.integers(0, 10**12 - 1)),
     st.builds(layout.keyed_call_id, st.text("0123456789abcdef", min_size=40, max_size=64)),
-    st.builds(layout.message_call_id, st.one_of(st.uuids().map(str), st.text(max_size=20))),
+    st.builds(version3.message_call_id, st.one_of(st.uuids().map(str), st.text(max_size=20))),
 )
 ANY_TEXT = st.one_of(
     st.text(max_size=60),

@@ -19,7 +19,7 @@ from storage_spy import Crash, blobs, counted, depth
 from storage_spy import between as between_requests
 from test_control_records import Fault, Requests
 
-from ai4s.jobq import App, DeclarationError, Handle, KeyConflict, ResultGone, State, Unreachable, layout, sweeping
+from ai4s.jobq import App, DeclarationError, Handle, KeyConflict, ResultGone, State, Unreachable, layout, sweeping, version3
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import Call, Cause, DeadLetter, Failure, Outcome, RetryRecord, Spill
 from ai4s.jobq.sweeping import DAY_SECONDS, Swept
@@ -136,6 +136,8 @@ def finished(app: App, tmp: Path, **options: Any) -> Handle[Any]:
     async def finish(ledger: Ledger) -> None:
         await ledger.keep_checkpoint(handle.id, "t" * 16, 1, tmp / "checkpoint")
         await ledger.keep_value(handle.id, "u" * 16, LARGE)  # of an attempt that came to nothing
+        log = layout.call_log(handle.id, (1, 1, 0.0), "t" * 16)
+        await (await ledger.store()).put(log, b"0.000 o said\n", if_absent=True)
         await end(ledger, handle.id, value=await ledger.keep_value(handle.id, "t" * 16, LARGE))
 
     app.client.run(finish)
@@ -390,8 +392,9 @@ def test_it_costs_listings_and_deletions(app: App) -> None:
     app.client.run(end_many)
     with later(app), counted(app) as requests:
         assert app.gc(timedelta(days=2)).calls == 200
-    # Outcomes, values, checkpoints, arguments, retries, letters of the queue; batches; tombstones of two kinds, workers, probes.
-    assert requests == {"delete": 200, "list": 11}
+    # Outcomes, values, checkpoints, arguments, logs, retries, letters of the queue; batches; tombstones of two kinds, workers,
+    # probes.
+    assert requests == {"delete": 200, "list": 12}
     with later(app), counted(app) as requests:
         app.gc(timedelta(days=2))
     assert requests == {"list": 6}
@@ -559,7 +562,7 @@ def test_a_step_is_small(local_app: App) -> None:
             with counted(local_app) as requests:
                 local_app.client.run(step)
             assert requests["delete"] <= 100
-            assert requests["list"] <= 6
+            assert requests["list"] <= 7
             assert len(blobs(local_app, layout.RESULTS)) == left
 
 
@@ -617,7 +620,7 @@ async def test_nothing_is_done_without_a_ttl() -> None:
 
 async def test_names_in_storage_are_read_as_they_are_made() -> None:
     """For every kind of call and run."""
-    for call in (layout.call_id("abcdefgh234567ab", 5_000), layout.keyed_call_id("ab" * 32), layout.message_call_id("17")):
+    for call in (layout.call_id("abcdefgh234567ab", 5_000), layout.keyed_call_id("ab" * 32), version3.message_call_id("17")):
         for run in (1, 2, 10):
             assert layout.run_of(layout.result(call, run)) == (call, run)
         assert layout.call_of(layout.value(call, "t"), layout.VALUES) == call

@@ -176,8 +176,8 @@ def test_less_than_no_retries_are_none() -> None:
 
 def test_a_call_is_named_after_its_message() -> None:
     """By Azure's id where there is one; else by a hash, which other queues and apps do not share."""
-    assert layout.message_call_id(MESSAGE) == layout.message_call_id(MESSAGE.upper(), "proj", "gpu") == CALL_ID
-    ids = {layout.message_call_id("17", app, queue) for app in ("one", "two") for queue in ("default", "gpu")}
+    assert version3.message_call_id(MESSAGE) == version3.message_call_id(MESSAGE.upper(), "proj", "gpu") == CALL_ID
+    ids = {version3.message_call_id("17", app, queue) for app in ("one", "two") for queue in ("default", "gpu")}
     assert len(ids) == 4
     assert all(layout.CALL_ID.fullmatch(call) for call in ids)
 
@@ -259,6 +259,8 @@ def test_nothing_that_changes_in_a_call_is_left_out() -> None:
         "root",
         "parent",
         "resources",
+        "logs",
+        "trace",
     }
     noted = {field.name for field in fields(version3.Notes)} - {"call"}
     assert {field.name for field in fields(Call)} <= fixed | never_given | noted

@@ -28,6 +28,7 @@ FOLDERS = (
     layout.RETRIES,
     layout.DEAD_LETTERS,
     layout.CHECKPOINTS,
+    layout.LOGS,
     layout.KEYS,
     layout.WORKERS,
 )

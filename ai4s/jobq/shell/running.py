@@ -23,8 +23,9 @@ from ..codec import Hindered
 from ..config import read_settings
 from ..errors import CommandFailed, Retry
 from ..layout import queue_name
+from ..log_lines import ERR, OUT, KeptLine
 from ..printable import redacted
-from ..running import RunningCall, current, preempted
+from ..running import RunningCall, current, preempted, say
 from ..shell_result import ShellResult
 from ..sigterm import Sigterm
 from .checkpoints import CheckpointFolder, checkpoint_folder
@@ -144,11 +145,20 @@ def _folder_of(call: RunningCall) -> Iterator[Path]:
 
 def _watcher(call: RunningCall, checkpoints: CheckpointFolder) -> Watcher:
     log = call.logger
+
+    def out(line: str) -> None:
+        say(OUT, line)
+        log.info("%s", KeptLine(line))
+
+    def err(line: str) -> None:
+        say(ERR, line)
+        # As ai4s-jobq 3.x did: what comes by stderr is seen even where only warnings are.
+        log.warning("%s", KeptLine(line))
+
     return Watcher(
         should_stop=preempted,
-        # As ai4s-jobq 3.x did: what comes by stderr is seen even where only warnings are.
-        out=lambda line: log.info("%s", line),
-        err=lambda line: log.warning("%s", line),
+        out=out,
+        err=err,
         warn=lambda line: log.warning("%s", line),
         look=checkpoints.look,
     )
