@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from ai4s.jobq import App, layout
 from ai4s.jobq.batches import BatchLedger, PackInfo
 from ai4s.jobq.codec import codec_named
+from ai4s.jobq.entry_notes import Written, notes
 from ai4s.jobq.failures import failure_of
 from ai4s.jobq.ledger import Ledger
 from ai4s.jobq.message import BatchTotal, EntryHead, PackHeader
 from ai4s.jobq.packing import Code, Packed, entry_bytes, failed
 from ai4s.jobq.ranges import to_text
-from ai4s.jobq.worker.pack_calls import counts
 
 CANCELLED = object()
 """Stands for the outcome of a cancelled call."""
@@ -35,7 +35,8 @@ async def write(
     outcomes = [packed(index, value) for index, value in values.items()]
     head = EntryHead(secrets.token_hex(8), "worker-1", await ledger.transport.server_time(), 0, "", gives=to_text(gives))
     data = entry_bytes(ledger.wire, layout.log_entry(batch, log, seq), head=head, outcomes=outcomes)
-    assert await BatchLedger(ledger, batch).put_entry(log, seq, data, dict(counts(outcomes, len(gives))))
+    metadata = notes(outcomes, len(gives), Written("worker-1", head.ended, {}))
+    assert await BatchLedger(ledger, batch).put_entry(log, seq, data, metadata)
 
 
 def log_entry(
