@@ -73,7 +73,8 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
-# More processes than cores: most tests wait for a worker, a lease or a signal most of the time. Each takes half a GiB, Azurite included.
+# More processes than cores: most tests wait for a worker, a lease or a signal most of the time. Each takes half a GiB, with its
+# Azurite.
 PARALLEL = ("-n", str(min(16, 4 * (os.cpu_count() or 2))), "--dist", "worksteal")
 PYTHONS = find_pythons()
 OLDEST, *NEWER = PYTHONS or ["3.11"]  # without any, nox itself says that this one is missing
@@ -141,9 +142,9 @@ def tests(session: nox.Session) -> None:
 
 
 def newer(session: nox.Session) -> None:
-    """The tutorial and the transports' contract, on a newer Python."""
+    """The tutorial, on a newer Python."""
     install(session, ".", "pytest", "pytest-xdist")
-    session.run(*pytest_command(session, "tests/fundamentals", "tests/conformance"), env=SURROUNDINGS)
+    session.run(*pytest_command(session, "tests/fundamentals"), env=SURROUNDINGS)
 
 
 for version in NEWER:

@@ -15,7 +15,9 @@ from figures import RESULTS, Figure, Result, Series, number
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
-GROUPS = ("throughput", "single_calls", "vector", "dealing", "large_data", "shell_work", "downloads", "growth")
+GROUPS = (
+    "throughput", "single_calls", "vector", "dealing", "large_data", "shell_work", "downloads", "telemetry", "dashboard", "growth",
+)  # fmt: skip
 
 INTRODUCTION = """\
 # Performance

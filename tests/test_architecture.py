@@ -19,21 +19,30 @@ PACKAGE = "ai4s.jobq"
 
 # From the ground up. A name is a module or a package of ai4s.jobq; imports go sideways or downward.
 LAYERS = (
-    "errors message printable fields ranges retry lifecycle config clock version parts buffers shell_result",
-    "codec signing version3 wire spill layout transports merging ledger packing batches",
+    "errors message printable fields ranges retry lifecycle config clock version parts buffers shell_result distribution log_lines",
     (
-        "portal client failures named_task payload options checkpointing running resource stored submission task waiting reruns "
-        "control sweeping handle gathering letters dead_letters old_letters background app workflow schedule declaration "
-        "machine_files granted process_work sessions sigterm maps blobs overview shell doctor"
+        "requests_made codec signing version3 wire spill layout transports merging ledger packing batches entry_notes "
+        "outcome_notes letter_notes"
+    ),
+    (
+        "portal recent client failures named_task payload options checkpointing running resource stored submission task waiting "
+        "reruns call_records call_progress log_formats control sweeping logs handle gathering letters dead_letters old_letters "
+        "background app workflow schedule declaration telemetry machine_files granted process_work sessions sigterm maps blobs "
+        "overview shell doctor cost"
     ),
     "worker",
-    "telemetry cli dashboard integrations inline inline_packs testing",
+    "cli dashboard integrations inline inline_packs testing",
 )
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 40
 
 # Where alone something may stand: a top-level package, or an attribute of a module.
-ONLY_IN = {"azure": f"{PACKAGE}.transports.azure"}
+ONLY_IN = {
+    "azure": f"{PACKAGE}.transports.azure",
+    "azure.monitor": f"{PACKAGE}.telemetry",
+    "opentelemetry": f"{PACKAGE}.telemetry",
+    "prometheus_client": f"{PACKAGE}.telemetry",
+}
 ENVIRONMENT_READER = f"{PACKAGE}.config"
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 
@@ -208,7 +217,8 @@ def the_ground_is_the_standard_library(house: House) -> Iterator[str]:
 def what_has_one_home(house: House) -> Iterator[str]:
     """A foreign package with a translator of its own is imported there and nowhere else."""
     for module, imported in house.imports():
-        home = ONLY_IN.get(imported.target.split(".")[0])
+        homes = [name for name in ONLY_IN if f"{imported.target}.".startswith(f"{name}.")]
+        home = ONLY_IN[max(homes, key=len)] if homes else None
         if home and not f"{module.name}.".startswith(f"{home}."):
             yield f"{module.name}:{imported.line} imports {imported.target}, which only {home} may"
 

@@ -15,6 +15,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import App
     from .blobs.blobs import Blobs
+    from .cost.costs import Cost
     from .errors import (
         AccessDenied,
         BatchConflict,
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
     )
     from .gathering import agather, as_completed, await_, gather, wait
     from .handle import Handle
+    from .log_lines import LogLine
     from .maps.batch import Batch
     from .maps.fed import Fed
     from .maps.outcomes import Outcome
     from .maps.progress import Progress
+    from .maps.tally import BatchTally
     from .message import Backoff, State
     from .named_task import task_named
     from .process_work import run_in_process
@@ -58,7 +61,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "app": ("App",),
     "maps.batch": ("Batch",),
+    "maps.tally": ("BatchTally",),
+    "cost.costs": ("Cost",),
     "blobs.blobs": ("Blobs",),
+    "log_lines": ("LogLine",),
     "maps.outcomes": ("Outcome",),
     "process_work": ("run_in_process",),
     "maps.progress": ("Progress",),
@@ -106,6 +112,7 @@ __all__ = [
     "Backoff",
     "Batch",
     "BatchConflict",
+    "BatchTally",
     "Blobs",
     "CallCancelled",
     "CallError",
@@ -114,12 +121,14 @@ __all__ = [
     "CallTimedOut",
     "CommandFailed",
     "ConfigurationError",
+    "Cost",
     "DeclarationError",
     "Fed",
     "Handle",
     "HandleAsArgument",
     "JobQError",
     "KeyConflict",
+    "LogLine",
     "MapInterrupted",
     "NotFinished",
     "NotSerializable",

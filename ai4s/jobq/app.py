@@ -18,6 +18,8 @@ from .background import BackgroundWorker
 from .blobs.blobs import Blobs, blobs_of
 from .client import Client
 from .codec import codec_named
+from .cost.costs import Cost
+from .cost.of_app import cost_of_app
 from .dead_letters import DeadLetters
 from .declaration import Declaration, declaration_of, place_of
 from .errors import DeclarationError, Malformed
@@ -36,6 +38,7 @@ from .stored import Stored
 from .submission import refuse_handles
 from .sweeping import DAY_SECONDS, Swept
 from .task import Shipment, Task, check_function
+from .version3 import MESSAGE_ID, message_call_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,6 +116,7 @@ class App:
         gpus: int | None = ...,
         cpus: int | None = ...,
         memory: int | str | None = ...,
+        logs: bool | None = ...,
     ) -> TaskDecorator: ...
     @overload
     def task(
@@ -132,6 +136,7 @@ class App:
         gpus: int | None = ...,
         cpus: int | None = ...,
         memory: int | str | None = ...,
+        logs: bool | None = ...,
     ) -> VectorDecorator: ...
     def task(self, *function: Any, **given: Any) -> Any:
         """Declare a function as a task; bare, or with options.
@@ -151,6 +156,7 @@ class App:
             pool: "process" for plain functions, "async" for `async def`, each the default there; or "thread".
             gpus, cpus, memory: what a call takes of its worker's devices, cores and memory (bytes, or a text such as "8G") while it
                 runs, and so what may run beside it.
+            logs: whether what it prints and logs is kept. Unless given: of single calls, and the last lines of a `map`'s failures.
 
         Raises DeclarationError for an unknown option, a value that cannot be, or a name that another task has.
         """
@@ -243,7 +249,7 @@ class App:
             layout.check_queue_name(self.name, queue)
         if packed := layout.PACKED_ID.fullmatch(call_id):
             return self.batch(packed["batch"]).handle(int(packed["index"]))
-        call_id = layout.message_call_id(call_id) if layout.MESSAGE_ID.fullmatch(call_id) else call_id
+        call_id = message_call_id(call_id) if MESSAGE_ID.fullmatch(call_id) else call_id
         try:
             layout.check_call_id(call_id)
         except Malformed as exc:
@@ -333,6 +339,18 @@ class App:
     def _order(self, what: Order, queue: str) -> Callable[[Ledger], Coroutine[Any, Any, None]]:
         checked = layout.check_queue_name(self.name, queue)
         return lambda ledger: what(ledger, checked)
+
+    def cost(self) -> Cost:
+        """What this app's workers have asked of the storage since they started, and this process, and what that comes to.
+
+        One listing. Workers count for as long as their statuses are there, a day or more after they ended. Prices are those of
+        $JOBQ_PRICES, or else the package's. Raises ConfigurationError for a file that holds none.
+        """
+        return self.client.run(cost_of_app)
+
+    async def acost(self) -> Cost:
+        """As `cost`."""
+        return await self.client.arun(cost_of_app)
 
     def gc(self, older_than: float | timedelta, *, payloads: Iterable[str] = ()) -> Swept:
         """Remove what is old and no longer needed.

@@ -32,7 +32,9 @@ from .errors import ConfigurationError
 from .ledger import Ledger
 from .message import PackHeader
 from .portal import Portal
+from .recent import Recent
 from .signing import Keyring
+from .telemetry.sending import Producing
 from .transports import open_transport
 from .transports.place import Place, parse_place
 
@@ -65,6 +67,9 @@ class _Session:
         self.published: set[str] = set()
         settings = read_settings()
         self.containers = Containers(settings.environ, settings.cache_bytes)
+        self.fleet: Recent[Any] = Recent()
+        """What the workers said last, for who asks often."""
+        self.producing = Producing(client.name, settings.environ)
         self._place, self._name, self._keyring, self._create = client.place, client.name, client.keyring, client.create
         self._ledger: Ledger | None = None
         self._closed = False
@@ -84,6 +89,7 @@ class _Session:
         if not self._closed and self.pid == os.getpid():
             self._closed = True
             self.portal.close(self._close())
+            self.producing.close()
 
     async def _close(self) -> None:
         await self.containers.close()

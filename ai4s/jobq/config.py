@@ -17,6 +17,9 @@ from .errors import ConfigurationError
 CLUSTER_VARIABLES = ("AZUREML_RUN_ID", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 """Where one of these is set, a folder of this machine is not where the others look."""
 
+ENVIRONMENT_NAMES = {"AZUREML_RUN_ID": "azureml", "SLURM_JOB_ID": "slurm", "KUBERNETES_SERVICE_HOST": "kubernetes", None: "local"}
+"""What a worker calls the environment in which it runs, unless JOBQ_ENVIRONMENT_NAME says otherwise."""
+
 LOCAL_FOLDER = ".jobq"
 MIN_KEY_LENGTH = 16
 
@@ -47,6 +50,11 @@ class Settings:
     kill_timeout_seconds: float = KILL_TIMEOUT_SECONDS
     shell_checkpoint_seconds: float = SHELL_CHECKPOINT_SECONDS
     login_shell: bool = False
+    log_format: str | None = None
+    logs: bool = True
+    metrics_port: int | None = None
+    environment_name: str = "local"
+    prices_file: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -56,14 +64,17 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     JOBQ_METADATA_URL says whom a worker asks for notices that its machine goes, JOBQ_PREEMPTION_TIMEOUT how long after the moment
     that one named it goes on, JOBQ_CACHE_BYTES how much of its disk the objects
     that `app.put` stored may take. JOBQ_TARGET, JOBQ_STORAGE_QUEUE, or JOBQ_STORAGE and JOBQ_QUEUE name what the command line works
-    with, JOBQ_CONNECTION_STRING a right to it; JOBQ_TIME_LIMIT is a worker's time limit unless told.
+    with, JOBQ_CONNECTION_STRING a right to it; JOBQ_TIME_LIMIT is a worker's time limit unless told, JOBQ_LOGS whether it keeps
+    what calls say, JOBQ_LOG_FORMAT how it writes its own log, JOBQ_ENVIRONMENT_NAME where it says that it runs.
+    JOBQ_PRICES is a file of what requests cost.
     """
     environ = dict(os.environ if environ is None else environ)
     keys = tuple(key.strip() for key in environ.get("JOBQ_SIGNING_KEYS", "").split(",") if key.strip())
+    cluster = next((name for name in CLUSTER_VARIABLES if environ.get(name)), None)
     return Settings(
         url=environ.get("JOBQ_URL") or None,
         signing_keys=check_keys(keys),
-        cluster=next((name for name in CLUSTER_VARIABLES if environ.get(name)), None),
+        cluster=cluster,
         metadata_url=environ.get("JOBQ_METADATA_URL") or None,
         preemption_timeout_seconds=_seconds_of(environ, "JOBQ_PREEMPTION_TIMEOUT", PREEMPTION_TIMEOUT_SECONDS),
         cache_bytes=_bytes_of(environ, "JOBQ_CACHE_BYTES", CACHE_BYTES),
@@ -73,6 +84,11 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kill_timeout_seconds=_seconds_of(environ, "JOBQ_KILL_TIMEOUT", KILL_TIMEOUT_SECONDS),
         shell_checkpoint_seconds=_seconds_of(environ, "JOBQ_CHECKPOINT_SECONDS", SHELL_CHECKPOINT_SECONDS),
         login_shell=environ.get("JOBQ_USE_LOGIN_SHELL", "").lower() in ("1", "true", "yes"),
+        log_format=environ.get("JOBQ_LOG_FORMAT") or None,
+        logs=(environ.get("JOBQ_LOGS") or "1").lower() not in ("0", "false", "no", "off"),
+        metrics_port=_port_of(environ, "JOBQ_METRICS_PORT"),
+        environment_name=environ.get("JOBQ_ENVIRONMENT_NAME") or ENVIRONMENT_NAMES[cluster],
+        prices_file=environ.get("JOBQ_PRICES") or None,
         environ=environ,
     )
 
@@ -100,6 +116,15 @@ def _seconds_of(environ: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= number < float("inf"):
         raise ConfigurationError(f"{name} is a number of seconds, such as {default:g}; got {text!r}.")
     return number
+
+
+def _port_of(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) < 2**16):
+        raise ConfigurationError(f"{name} is a port, such as 9464, or 0 for any that is free; got {text!r}.")
+    return int(text)
 
 
 def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:

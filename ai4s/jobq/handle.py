@@ -11,23 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from . import control, layout, reruns
+from .call_progress import CallProgress
 from .client import Client
 from .codec import codec_of
-from .errors import LeaseLost, Malformed, ResultGone
+from .errors import LeaseLost, Malformed, NotFound, ResultGone
 from .failures import exception_of
 from .ledger import Ledger
+from .log_lines import LogLine
+from .logs import LogReader
 from .message import Outcome, State
+from .overview import fleet as fleets
 from .running import refuse_to_wait
 from .transports.base import Receipt
 from .waiting import Pace
 
 R = TypeVar("R", covariant=True)
+
+PROGRESS_SECONDS = 2.0
+"""For how long what the workers said is asked for only once; they say it anew every 15 s at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,65 @@ class Handle(Generic[R]):
     async def astatus(self) -> State | Literal["pending"]:
         """As `status`."""
         return _status(await self.client.arun(self.look))
+
+    def logs(self, *, follow: bool = False) -> Iterator[LogLine]:
+        """What the call has printed and logged, line by line: all its attempts in order, each begun by a line of ours.
+
+        Args:
+            follow: go on as more is said, until the call has ended; also before it has begun. Looks every 2 s, and less often, down
+                to every 10 s, while nothing is new. What is said reaches the storage within about 6 s.
+
+        Costs a read of the outcome, a listing, and a read for each attempt and MiB; following, a read or two for each look. A call
+        of a batch has a log only if that was asked for with `logs=True`; without, the last lines of a failure are there. Raises
+        ResultGone for a call that was forgotten, and WouldDeadlock for `follow` inside a task.
+        """
+        if follow:
+            refuse_to_wait(self.id)
+        return self._logs(LogReader(self.id, self.look, follow=follow))
+
+    def alogs(self, *, follow: bool = False) -> AsyncIterator[LogLine]:
+        """As `logs`, with `async for`."""
+        if follow:
+            refuse_to_wait(self.id)
+        return self._alogs(LogReader(self.id, self.look, follow=follow))
+
+    def _logs(self, reader: LogReader) -> Iterator[LogLine]:
+        while (lines := self.client.run(reader.more)) is not None:
+            yield from lines
+            if not lines:
+                self.client.run(lambda ledger: asyncio.sleep(reader.pause_seconds))
+
+    async def _alogs(self, reader: LogReader) -> AsyncIterator[LogLine]:
+        while (lines := await self.client.arun(reader.more)) is not None:
+            for line in lines:
+                yield line
+            if not lines:
+                await asyncio.sleep(reader.pause_seconds)
+
+    def progress(self) -> CallProgress | None:
+        """How far the call said it was, by `jobq.current().progress(…)`; None if it does not run, or said nothing.
+
+        Workers speak every 15 s while busy. One listing of what they say, which all handles of this process share for 2 s; a read
+        of a worker's whole status only where more calls run on it than a listing shows; and one look whether the call has ended
+        since. Of a vector task's slice, the first call speaks for all.
+        """
+        return self.client.run(self._progress)
+
+    async def aprogress(self) -> CallProgress | None:
+        """As `progress`."""
+        return await self.client.arun(self._progress)
+
+    async def _progress(self, ledger: Ledger) -> CallProgress | None:
+        if self._outcome is not None and self._outcome.state is not State.FAILED:
+            return None
+        try:
+            fleet = await self.client.session.fleet.get(PROGRESS_SECONDS, lambda: fleets.workers(ledger))
+        except NotFound:  # the container, before anything was written to it
+            return None
+        current = await fleets.find_call(ledger, fleet, self.id)
+        if current is None or current.progress is None or await self.has_ended(ledger):
+            return None
+        return current.progress
 
     def cancel(self) -> bool:
         """End the call as cancelled unless it has ended; whether it counts as cancelled now.

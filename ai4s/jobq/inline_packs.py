@@ -28,6 +28,7 @@ from .packing import PackInput, packed
 from .running import running_kept
 from .transports.base import Delivery, Queue, Receipt
 from .worker.chunks import ChunkRun
+from .worker.counts import Counts
 from .worker.execution import Execution
 from .worker.jobs import Chunk, Kind, Report
 from .worker.lease import Lease
@@ -36,7 +37,6 @@ from .worker.pack_checkpoints import PackCheckpoints
 from .worker.pack_log import PackLog, Writer
 from .worker.reckoning import Dealt, Reckoner, RunningChunk
 from .worker.scratch import JobFiles
-from .worker.settlement import Counts
 
 T = TypeVar("T")
 

@@ -132,7 +132,9 @@ class Call:
     `arguments` is what the codec made of `(args, kwargs)`. `function` and `ship` name payloads by their SHA-256; `python`
     is stamped ("3.11") only where code travels by value. `sent`, `eta` and `expires` are epoch seconds by the server's clock.
     `mark` is the token of an attempt that began and has not settled; `alone` says that it must share no process from now on.
-    `version3` is there where it came as a message of ai4s-jobq 3.x, and then it travels as one.
+    `logs` says whether what it prints and logs is kept; None leaves that to what is usual: of single calls, and not of packs.
+    `version3` is there where it came as a message of ai4s-jobq 3.x, and then it travels as one. `trace` is the context (W3C's
+    traceparent) of the span that sent it, if there was one.
     """
 
     id: str
@@ -153,6 +155,7 @@ class Call:
     resources: Resources = NO_NEEDS
     eta: float | None = None
     expires: float | None = None
+    logs: bool | None = None
     root: str | None = None
     parent: str | None = None
     resent: bool = False
@@ -163,6 +166,7 @@ class Call:
     mark: str | None = None
     checkpoint: Checkpoint | None = None
     version3: Version3 | None = None
+    trace: str | None = None
 
     @property
     def attempt(self) -> int:
@@ -172,18 +176,25 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run did not succeed. `exception` is as the call's codec encodes it, where that can."""
+    """Why a run did not succeed. `exception` is as the call's codec encodes it, where that can.
+
+    `tail` is what a batch's call said last (see Outcome, which has it for single calls).
+    """
 
     cause: Cause
     type: str
     message: str
     traceback: str = ""
     exception: bytes | None = None
+    tail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The immutable record that ends a run. `token` names the attempt (or canceller) that wrote it; times as in Call."""
+    """The immutable record that ends a run. `token` names the attempt (or canceller) that wrote it; times as in Call.
+
+    `tail` is what its last attempt said last, in the lines of `log_lines`: at most 4 KiB of them, of a batch's call 2 KiB.
+    """
 
     call: str
     run: int
@@ -198,6 +209,7 @@ class Outcome:
     worker: str = ""
     started: float | None = None
     ended: float | None = None
+    tail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class TaskOptions:
     """The longest list that the function takes; 0 for one item at a time."""
 
     resources: Resources = NO_NEEDS
+    logs: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class CallOptions:
     key: str | None = None
     rerun_failed: bool = False
     resources: Resources = NO_NEEDS
+    logs: bool | None = None
     lifted: frozenset[str] = frozenset()
 
 
@@ -81,6 +83,7 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "gpus": None,
     "cpus": None,
     "memory": None,
+    "logs": None,
 }
 
 
@@ -98,6 +101,7 @@ class CallChanges(TypedDict, total=False):
     gpus: int | None
     cpus: int | None
     memory: int | str | None
+    logs: bool | None
 
 
 CALL_OPTIONS = tuple(CallChanges.__annotations__)
@@ -117,6 +121,7 @@ def task_options(app: str, given: Mapping[str, Any], *, is_async: bool) -> TaskO
         pool=_pool(said["pool"], is_async=is_async, has_timeout=said["timeout"] is not None),
         vector=_vector(said["vector"], is_async=is_async),
         resources=_needs(_gpus(said["gpus"]), _cpus(said["cpus"]), _memory_bytes(said["memory"])),
+        logs=_flag_or_none("logs", said["logs"]),
     )
 
 
@@ -154,6 +159,7 @@ _CALL_SETTERS: Mapping[str, Callable[[str, CallOptions, Any], CallOptions]] = {
     "gpus": lambda app, base, value: replace(base, resources=replace(base.resources, gpus=_gpus(value))),
     "cpus": lambda app, base, value: replace(base, resources=replace(base.resources, cpus=_cpus(value))),
     "memory": lambda app, base, value: replace(base, resources=replace(base.resources, memory_bytes=_memory_bytes(value))),
+    "logs": lambda app, base, value: replace(base, logs=_flag_or_none("logs", value)),
 }
 
 
@@ -217,6 +223,10 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise DeclarationError(f"{name} must be True or False; got {value!r}.")
     return value
+
+
+def _flag_or_none(name: str, value: object) -> bool | None:
+    return None if value is None else _flag(name, value)
 
 
 def _pool(value: object, *, is_async: bool, has_timeout: bool) -> Pool:

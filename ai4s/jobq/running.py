@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from . import layout
 from .blobs.blobs import Blobs, blobs_of
+from .call_progress import CallProgress, checked_progress
 from .checkpointing import Checkpointing
 from .client import Client
 from .errors import JobQError, WouldDeadlock
@@ -38,6 +40,11 @@ class RunningCall:
     deadline: float | None = None
 
     @property
+    def batch(self) -> str | None:
+        """The batch that it belongs to; None if it was sent alone."""
+        return layout.batch_of(self.id)
+
+    @property
     def checkpoint(self) -> Checkpointing:
         """What this call keeps for its next attempt; raises JobQError outside its task."""
         found = _RUNNING.get()
@@ -51,6 +58,22 @@ class RunningCall:
         if found is None or found.call.id != self.id or found.support is None or found.support.client is None:
             raise JobQError("current().blobs(…) is there only inside the running task; elsewhere there is app.blobs(…).")
         return blobs_of(found.support.client, container, create=create)
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far the call is, for `handle.progress()`, `jobq TARGET status` and the dashboard.
+
+        Args:
+            done: how much is done, in whatever the task counts: items, steps, bytes. At least 0.
+            total: how much there is to do; None where that is not known.
+            message: what it does now, in up to 200 characters; the rest is cut off.
+
+        Returns at once, and may be said as often as one likes: the newest word leaves the process up to 4 times a second, and the
+        worker's status carries it, every 15 s. It costs no request, and whether anybody hears it is not known. In inline mode, in a
+        fork, and once the call has ended, nothing comes of it. Raises TypeError and ValueError for what is no number or text.
+        """
+        said, found = checked_progress(done, total, message), _RUNNING.get()
+        if found is not None and found.call.id == self.id and found.support is not None and found.support.say is not None:
+            found.support.say(said)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -68,12 +91,20 @@ class _CallLogger(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What a worker holds ready for a running call: its checkpoints, an event that is set while the worker is about to end, and the
-    app's client in this process."""
+    """What a worker holds ready for a running call: its checkpoints, an event that is set while the worker is about to end, the
+    app's client in this process, and whom to tell how far it is."""
 
     checkpoint: Checkpointing
     preemption: threading.Event
     client: Client | None = None
+    say: Callable[[CallProgress], None] | None = None
+
+
+class Voice(Protocol):
+    """Takes what a call prints and logs, for its log. From any thread; it never fails, and never waits for long."""
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Take a part of a line or many of them, of a stream that `log_lines` names."""
 
 
 class Now(Protocol):
@@ -85,11 +116,15 @@ class Now(Protocol):
     @property
     def support(self) -> Support | None: ...
 
+    @property
+    def voice(self) -> Voice | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     call: RunningCall
     support: Support | None
+    voice: Voice | None = None
 
 
 _RUNNING: ContextVar[Now | None] = ContextVar("jobq_running_call", default=None)
@@ -107,6 +142,23 @@ def current_or_none() -> RunningCall | None:
     """The call that this code runs for, or None outside a task."""
     found = _RUNNING.get()
     return found.call if found else None
+
+
+def running_now() -> Now | None:
+    """What runs here, for who may ask about it later."""
+    return _RUNNING.get()
+
+
+def voice_here() -> Voice | None:
+    """Who takes what is printed and logged here; None where nothing runs, or nobody wants to hear it."""
+    found = _RUNNING.get()
+    return found.voice if found else None
+
+
+def say(stream: str, text: str) -> None:
+    """Put a line into the running call's log, beside what is printed and logged."""
+    if (voice := voice_here()) is not None:
+        voice.write(stream, f"{text}\n".encode("utf-8", "replace"))
 
 
 def preempted() -> bool:
@@ -142,9 +194,9 @@ def being_imported() -> str | None:
 
 
 @contextmanager
-def running(call: RunningCall, support: Support | None = None) -> Iterator[None]:
+def running(call: RunningCall, support: Support | None = None, voice: Voice | None = None) -> Iterator[None]:
     """Make `call` the current one."""
-    token = _RUNNING.set(_Running(call, support))
+    token = _RUNNING.set(_Running(call, support, voice))
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from .parts import Parts
 from .payload import function_payload, python_minor
 from .running import current_or_none
 from .spill import digest
+from .telemetry.sending import UNTOLD, Sending
 from .transports.base import Receipt
 from .wire import MAX_INLINE_ARGUMENTS
 
@@ -44,6 +45,8 @@ class Order:
     expires_seconds: float | None
     large: Parts | None = None
     """Arguments that no message could hold; `call` has only their size until they are spilled."""
+    sending: Sending = UNTOLD
+    """The block in which it is sent, for whoever follows calls across processes."""
 
 
 def encode_arguments(options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
@@ -93,8 +96,11 @@ class Invocation:
     shipped: tuple[bytes, ...]
 
 
-def make_order(client: Client, invocation: Invocation) -> Order:
-    """Put together the call; raises NotSerializable for a function that cannot travel."""
+def make_order(client: Client, invocation: Invocation, batch: str | None = None) -> Order:
+    """Put together the call, or what the calls of a batch share; raises NotSerializable for a function that cannot travel.
+
+    To be called where the caller's context is: that is where the span of the submission belongs.
+    """
     task, options, shipped = invocation.task, invocation.options, invocation.shipped
     function = function_payload(invocation.by_value, task.policy) if invocation.by_value else None
     name = invocation.name
@@ -118,12 +124,15 @@ def make_order(client: Client, invocation: Invocation) -> Order:
         max_deaths=task.policy.max_deaths,
         timeout_seconds=None if "timeout" in options.lifted else options.timeout_seconds or task.timeout_seconds,
         resources=resources_of(task, options),
+        logs=None if "logs" in options.lifted else task.logs if options.logs is None else options.logs,
         root=parent.root if parent else None,
         parent=parent.id if parent else None,
     )
     payloads = (*([function] if function else []), *shipped)
     expires_seconds = None if "expires" in options.lifted else options.expires_seconds or task.expires_seconds
-    return Order(call, payloads, options, expires_seconds, large)
+    sending = client.session.producing.begin(call, batch)
+    traced = call if sending.trace is None else replace(call, trace=sending.trace)
+    return Order(traced, payloads, options, expires_seconds, large, sending)
 
 
 def _keyed_id(app: str, task: str, key: str) -> str:
@@ -135,6 +144,11 @@ async def submit(client: Client, order: Order, ledger: Ledger, send: Send = Ledg
 
     `send` does the last step; tests put another one in its place.
     """
+    with order.sending:
+        return await _submit(client, order, ledger, send)
+
+
+async def _submit(client: Client, order: Order, ledger: Ledger, send: Send) -> Handle[Any]:
     now = await ledger.transport.server_time()
     call, delay_seconds = timed(order, now)
     await client.publish(ledger, order.payloads)

@@ -208,7 +208,7 @@ class Task(Generic[P, D, R]):
         Args:
             countdown: seconds (or a timedelta) until the call may run; `eta`: the moment, a datetime with a time zone.
             expires: seconds (or a timedelta) from submission, or a moment, after which no attempt begins any more.
-            queue, retries, timeout, gpus, cpus, memory: as for the task.
+            queue, retries, timeout, gpus, cpus, memory, logs: as for the task.
             key: a text that makes the call idempotent: the same key and arguments give the same call.
             rerun_failed: with a key: if the call has failed, run it again, as its next run, with the options given now.
 
@@ -276,9 +276,9 @@ class Task(Generic[P, D, R]):
             )
         self._bound((None,) * chosen.arity, kwargs)
         arguments = self.declared.codec.dumps(kwargs, guard(self.declared.codec)) if kwargs else Encoded(Parts.of(b""))
-        order = make_order(self.client, self._invocation(arguments))
         keyed = chosen.key is not None
         batch = chosen.batch or secrets.token_hex(10)
+        order = make_order(self.client, self._invocation(arguments), batch)
         plan = MapPlan(
             batch, order, self.declared.codec, vector=self.declared.vector, limit=chosen.pack, most=chosen.most, keyed=keyed
         )

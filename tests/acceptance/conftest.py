@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from projects import NewProject, Project, new_project
 
+from ai4s.jobq.config import read_settings
+
 
 @pytest.fixture
 def local_url(tmp_path: Path) -> str:
@@ -16,9 +18,12 @@ def local_url(tmp_path: Path) -> str:
     return f"local://{tmp_path / 'place'}"
 
 
-@pytest.fixture(params=["local", "azurite"])
+@pytest.fixture(params=["local", "azurite"] if read_settings().environ.get("JOBQ_TEST_PLACES") == "all" else ["azurite"])
 def place_url(request: pytest.FixtureRequest) -> str:
-    """A folder, and then a storage account: what holds here holds at both."""
+    """A storage account; with JOBQ_TEST_PLACES=all a folder, too.
+
+    That a folder does what an account does is shown request by request in `conformance`, and of these tests only costs time.
+    """
     found = request.getfixturevalue({"local": "local_url", "azurite": "azurite_url"}[request.param])
     assert isinstance(found, str)
     return found

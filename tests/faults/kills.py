@@ -92,6 +92,7 @@ EXPERIMENTS = [
         run,
         full=[Size(seed=seed) for seed in (1, 2, 3)],
         short=Size(calls=60, seconds=0.02, workers=2, faults=2, lease_seconds=4),
+        short_places=("azurite",),
     ),
     Experiment(
         "revival",

@@ -367,6 +367,7 @@ EXPERIMENTS = [
         run,
         full=[Size(seed=seed) for seed in (1, 2, 3)],
         short=Size(calls=200, seconds=0.02, workers=2, faults=2, lease_seconds=4),
+        short_places=("azurite",),
     ),
     Experiment("pack-culprit", run_culprit, full=[Culprit()], short=Culprit(lease_seconds=4), short_places=("local",)),
     Experiment("pack-zombies-late", run_successor_first, full=[Meetings()], short=Meetings(1, 4), short_places=("local",)),

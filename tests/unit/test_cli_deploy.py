@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cloudcoil.models.keda.v1alpha1 as keda_models
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -87,6 +86,8 @@ def documents(text: str) -> dict[str, Any]:
 @cache
 def keda_schema(kind: str) -> jsonschema.Draft202012Validator:
     """What KEDA takes under this name."""
+    import cloudcoil.models.keda.v1alpha1 as keda_models  # takes seconds, in every process that collects tests
+
     return jsonschema.Draft202012Validator(closed(getattr(keda_models, kind).model_json_schema()))
 
 

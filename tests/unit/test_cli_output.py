@@ -16,11 +16,13 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 COLUMNS = ("id", "task", "message")
 
 
-def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
+def shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, spare: tuple[str, ...] = ()
+) -> list[str]:
     """What a terminal of this width shows."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
-    show(ROWS, COLUMNS)
+    show(ROWS, COLUMNS, spare=spare)
     return [STYLE.sub("", line).rstrip() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -36,6 +38,15 @@ def test_a_name_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: py
 def test_a_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a table would have to cut names."""
     assert shown(capsys, monkeypatch, 30) == ["\t".join(COLUMNS), "\t".join(ROWS[0].values())]
+
+
+def test_a_narrow_terminal_goes_without_what_can_be_spared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order that is given, and only as many as it takes to leave room for the rest."""
+    assert shown(capsys, monkeypatch, 80, spare=("task", "message"))[0].split() == list(COLUMNS)
+    assert shown(capsys, monkeypatch, 45, spare=("task", "message"))[0].split() == ["id", "message"]
+    assert shown(capsys, monkeypatch, 30, spare=("task", "message")) == ["id", ID]
 
 
 def test_what_was_written_by_others_is_shown_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from ai4s.jobq.message import Cause as Why
 from ai4s.jobq.overview.glance import arguments_of
 from ai4s.jobq.overview.queues import QueueStatus
 from ai4s.jobq.transports.local import LocalTransport
+from ai4s.jobq.worker.counts import Counts
+from ai4s.jobq.worker.current_calls import Current
 from ai4s.jobq.worker.status import Status
 
 declared = App("looked-after")
@@ -337,6 +340,13 @@ class Worker:
     def numbers(self) -> Mapping[str, int]:
         return {"slots": 4, "running": self._running, "succeeded": 30, "failed": 2, "retried": 0, "lost": 0, "fenced": 0}
 
+    @property
+    def counts(self) -> Counts:
+        return Counts(succeeded=30, failed=2)
+
+    def calls(self) -> Sequence[Current]:
+        return []
+
     def queues(self) -> Sequence[str]:
         return ["default", "gpu"]
 
@@ -362,7 +372,11 @@ def test_status_tells_of_queues_batches_and_workers(app: App, run: Callable[...,
     assert (found["queue"]["queue"], found["queue"]["calls"], found["queue"]["paused"]) == ("default", 20, True)
     assert (found["batch"]["batch"], found["batch"]["waiting"], found["batch"]["running"]) == (batch.id, 20, 3)
     worker = found["worker"]
-    assert (worker["worker"], worker["host"], worker["state"]) == ("node-7-123-abcd", "node-7", "working")
+    assert (worker["worker"], worker["host"], worker["state"]) == (
+        "node-7-123-abcd",
+        socket.gethostname(),
+        "working",
+    )
     assert (worker["running"], worker["slots"], worker["queues"]) == (3, 4, ["default", "gpu"])
     assert worker["rate"] == pytest.approx(32 / worker["up_seconds"])
     assert "\x1b" not in worker["trouble"]

@@ -115,3 +115,9 @@ def test_no_folder_is_meant_on_a_cluster(name: str, tmp_path: Path) -> None:
     """On a machine that is one of many, a local folder must be named to be used, and the error says how."""
     with pytest.raises(ConfigurationError, match=rf"{name}.*JOBQ_URL.*local:///"):
         default_url(read_settings({name: "1"}), tmp_path)
+
+
+@pytest.mark.parametrize(("said", "kept"), [("", True), ("1", True), ("yes", True), ("0", False), ("false", False), ("OFF", False)])
+def test_logs_are_kept_unless_that_is_switched_off(said: str, *, kept: bool) -> None:
+    """By JOBQ_LOGS, for all workers of an environment."""
+    assert read_settings({"JOBQ_LOGS": said}).logs is kept

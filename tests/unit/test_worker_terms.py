@@ -7,8 +7,8 @@ import pytest
 from ai4s.jobq.lifecycle import Died, Preempted, Raised, Succeeded, TimedOut
 from ai4s.jobq.message import Cause, Failure
 from ai4s.jobq.transports.base import Delivery, Receipt
+from ai4s.jobq.worker.counts import Counts
 from ai4s.jobq.worker.lease import FIRST_LEASE_SECONDS, LONGEST_LEASE_SECONDS, Lease, Terms
-from ai4s.jobq.worker.settlement import Counts
 
 WRONG = Failure(Cause.RAISED, "ValueError", "wrong")
 

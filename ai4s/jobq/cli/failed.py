@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 COLUMNS = ("id", "queue", "task", "cause", "error", "attempts", "ended", "message")
+SPARE_COLUMNS = ("queue", "attempts", "cause")
+"""What a narrow terminal goes without."""
+
 CAUSES = ("raised", "timed out", "died", "refused", "never fits", "unreadable")
 
 NAMES = frozenset({"queue", "task", "cause", "matching", "older_than", "newer_than"})
@@ -81,7 +84,7 @@ def list_(chosen: Chosen, /, *, limit: int | None, as_json: bool, **given: Any) 
         found = _found(app, given, limit)
         old = _old_letters(app, given["queue"])
     if found:
-        show((_row(letter, as_json=as_json) for letter in found), COLUMNS, as_json=as_json)
+        show((_row(letter, as_json=as_json) for letter in found), COLUMNS, as_json=as_json, spare=SPARE_COLUMNS)
     else:
         note("There is no dead letter" + (" to which all these filters apply." if any(given.values()) else "."))
     for queue, count in old.items():

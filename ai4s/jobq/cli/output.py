@@ -27,18 +27,24 @@ NAMES = frozenset({"id", "batch", "worker"})
 LEAST_WIDTH, GAP = 5, 2
 """Of any other column, and between two."""
 
+EASY_WIDTH = 10
+"""Before others get narrower than this, columns that can be spared are left out."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
-def show(rows: Iterable[Row], columns: tuple[str, ...], *, as_json: bool = False) -> None:
-    """Show rows as they come; on a terminal once all are there. `columns` names what people see; JSON has all of each row."""
+def show(rows: Iterable[Row], columns: tuple[str, ...], *, as_json: bool = False, spare: tuple[str, ...] = ()) -> None:
+    """Show rows as they come; on a terminal once all are there. `columns` names what people see; JSON has all of each row.
+
+    `spare` names those that a narrow terminal goes without, the first one first.
+    """
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
         return
     lines = ([told(row.get(column)) for column in columns] for row in rows)
     if sys.stdout.isatty():
-        _show_table(list(lines), columns)
+        _show_table(list(lines), columns, spare)
     else:
         _show_lines(chain([columns], lines))
 
@@ -69,11 +75,14 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def logged(louder: int, base: int) -> Iterator[None]:
-    """Log to stderr for the length of the block: from level `base` on, or more, or less; from 2 on, what others log as well."""
+def logged(louder: int, base: int, formatter: logging.Formatter | None = None) -> Iterator[None]:
+    """Log to stderr for the length of the block: from level `base` on, or more, or less; from 2 on, what others log as well.
+
+    `formatter` writes the records; plain text unless given.
+    """
     ours, root = logging.getLogger("ai4s.jobq"), logging.getLogger()
     before, before_root, handler = ours.level, root.level, _Stderr()
-    handler.setFormatter(PlainFormatter(LOG_FORMAT))
+    handler.setFormatter(formatter or PlainFormatter(LOG_FORMAT))
     root.addHandler(handler)
     ours.setLevel(logging.DEBUG if louder > 0 else min(logging.CRITICAL, base - 10 * louder))
     # What it says of each credential that does not work, our own line says of all.
@@ -107,32 +116,43 @@ def _show_lines(rows: Iterable[Iterable[str]]) -> None:
         click.echo("\t".join(row))
 
 
-def _show_table(rows: list[list[str]], columns: tuple[str, ...]) -> None:
+def _show_table(rows: list[list[str]], columns: tuple[str, ...], spare: tuple[str, ...]) -> None:
     """A line for each row. Names are shown whole, to be copied; where there is no room for that and a bit of the rest, lines."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console, cells = Console(), list(zip(columns, *rows, strict=True))
-    room = console.width - GAP * (len(columns) - 1)
-    widths = _fitting([max(map(cell_len, column)) for column in cells], [column[0] in NAMES for column in cells], room)
+    console = Console()
+    wanted = {column[0]: max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)}
+    widths = _with_room(wanted, spare, console.width)
     if widths is None:
         _show_lines([list(columns), *rows])
         return
-    heads = (Column(name, no_wrap=True, overflow="ellipsis", width=width) for name, width in zip(columns, widths, strict=True))
+    heads = (Column(name, no_wrap=True, overflow="ellipsis", width=width) for name, width in widths.items())
     table = Table(*heads, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell) for name, cell in zip(columns, row, strict=True) if name in widths))
     console.print(table)
 
 
-def _fitting(wanted: list[int], fixed: list[bool], room: int) -> list[int] | None:
+def _with_room(wanted: dict[str, int], spare: tuple[str, ...], width: int) -> dict[str, int] | None:
+    """Widths of the columns that are shown, as many as there is room for; None if there is none for those that must be."""
+    for left_out in range(len(spare) + 1):
+        kept = {name: wide for name, wide in wanted.items() if name not in spare[:left_out]}
+        fixed, room = [name in NAMES for name in kept], width - GAP * (len(kept) - 1)
+        least = EASY_WIDTH if left_out < len(spare) else LEAST_WIDTH
+        if (widths := fitting(list(kept.values()), fixed, room, least)) is not None:
+            return dict(zip(kept, widths, strict=True))
+    return None
+
+
+def fitting(wanted: list[int], fixed: list[bool], room: int, least: int = LEAST_WIDTH) -> list[int] | None:
     """Widths of columns that fit: the widest give way, but for those that are fixed; None if that is not enough."""
     widths = list(wanted)
     while sum(widths) > room:
         longest = max((width, place) for place, width in enumerate(widths) if not fixed[place]) if not all(fixed) else (0, 0)
-        if longest[0] <= LEAST_WIDTH:
+        if longest[0] <= least:
             return None
         widths[longest[1]] -= 1
     return widths

@@ -19,9 +19,10 @@ import click
 
 from ..errors import BatchConflict, ConfigurationError, DeclarationError, JobQError, MapInterrupted
 from ..gathering import as_completed
-from ..layout import DEFAULT_QUEUE, message_call_id
+from ..layout import DEFAULT_QUEUE
 from ..maps.fed import Fed
 from ..maps.progress_bar import Line, progress_bar
+from ..version3 import message_call_id
 from . import call_options
 from .lines import Item, Lines, stdin_lines
 from .output import note

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..distribution import BOUNDS, Distribution
 from ..errors import NotFound
 from .looking import EXIT_CODES, ask, check_queues, lasting, opened, queue_option, yes_option
 from .output import json_option, note, show, told
@@ -32,11 +33,15 @@ WORKER_COLUMNS = (
     "failed",
     "retried",
     "rate",
+    "progress",
     "up",
     "heard",
     "queues",
     "trouble",
 )
+SPARE_COLUMNS = ("retried", "up", "queues", "slots", "rate")
+"""Of workers: what a narrow terminal goes without."""
+
 MESSAGE_COLUMNS = ("kind", "id", "task", "calls", "attempt", "age", "arguments")
 
 
@@ -166,7 +171,7 @@ def status(chosen: Chosen, *, everything: bool, as_json: bool) -> None:
     for number, (kind, rows, columns) in enumerate(table for table in tables if table[1]):
         if number and not as_json:
             click.echo()
-        show(({"kind": kind, **row} for row in rows), columns, as_json=as_json)
+        show(({"kind": kind, **row} for row in rows), columns, as_json=as_json, spare=SPARE_COLUMNS)
     if not as_json:
         note(_summary(workers))
 
@@ -187,11 +192,19 @@ def _batch(found: OpenBatch) -> dict[str, Any]:
 
 
 def _worker(found: WorkerStatus, *, as_json: bool) -> dict[str, Any]:
-    row = {**asdict(found), "worker": found.id}
+    progress = next((str(call.progress) for call in found.calls if call.progress is not None), "")
+    row = {**asdict(found), "worker": found.id, "progress": progress}
     if as_json:
-        return row
-    words = {"up": lasting(found.up_seconds), "heard": f"{lasting(found.heard_seconds)} ago", "queues": ",".join(found.queues)}
+        return {**row, "run_times": _times(found.run_times), "wait_times": _times(found.wait_times)}
+    up = found.up_seconds and found.up_seconds + found.heard_seconds * found.is_live
+    words = {"up": lasting(up), "heard": f"{lasting(found.heard_seconds)} ago", "queues": ",".join(found.queues)}
     return {**row, **words, "rate": f"{found.rate:.3g}/s" if found.up_seconds else ""}
+
+
+def _times(found: Distribution) -> dict[str, Any]:
+    """A distribution as counts by bucket, the buckets' upper ends in seconds, and quantiles."""
+    quantiles = {f"p{percent}": found.quantile(percent / 100) for percent in (50, 90, 99)}
+    return {"total": found.total, "counts": found.counts, "bounds": list(BOUNDS), **quantiles}
 
 
 def _summary(workers: list[WorkerStatus]) -> str:
@@ -202,4 +215,4 @@ def _summary(workers: list[WorkerStatus]) -> str:
         return told(f"No worker is at work{lost}.")
     running, slots = sum(worker.running for worker in live), sum(worker.slots for worker in live)
     rate = sum(worker.rate for worker in live)
-    return told(f"{len(live)} workers, {running} calls running in {slots} slots, {rate:.3g} calls/s over their lives{lost}.")
+    return told(f"{len(live)} workers, {running} calls running in {slots} slots, {rate:.3g} calls/s{lost}.")

@@ -45,7 +45,7 @@ def result(chosen: Chosen, ids: tuple[str, ...], timeout: float | None, *, as_js
     shower = Shower(as_json=as_json, several=len(ids) > 1)
     with opened(chosen) as app:
         for handle in [app.handle(each) for each in ids]:
-            shower.show(handle.id, partial(handle.exception, timeout), handle.result)
+            shower.show(handle.id, partial(handle.exception, timeout), handle.result, handle.progress)
     return 1 if shower.failed else 0
 
 

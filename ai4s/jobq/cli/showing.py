@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import click
 
+from ..call_progress import CallProgress
 from ..errors import CallCancelled, CallExpired, CommandFailed, ResultGone, ResultTimeout
 from ..message import State
 from ..printable import describe, kind, printable
@@ -35,13 +37,25 @@ class Shower:
         self._as_json, self._several = as_json, several
         self.failed = 0
 
-    def show(self, call: str, error: Callable[[], BaseException | None], value: Callable[[], Any]) -> None:
-        """Show the error that there is, else the value. What asking for them raises passes through, but for time and `forget`."""
+    def show(
+        self,
+        call: str,
+        error: Callable[[], BaseException | None],
+        value: Callable[[], Any],
+        progress: Callable[[], CallProgress | None] = lambda: None,
+    ) -> None:
+        """Show the error that there is, else the value; of a call that has not ended, how far it said it was.
+
+        What asking for them raises passes through, but for time and `forget`.
+        """
         try:
             found = error()
         except (ResultTimeout, ResultGone) as exc:
             found = exc
-        if found is None:
+        if isinstance(found, ResultTimeout):
+            self.failed += 1
+            self._show_failure(call, found, progress())
+        elif found is None:
             self._show_value(call, value())
         else:
             self.failed += 1
@@ -55,16 +69,18 @@ class Shower:
             note(f"{call}: {_summary(value)}")
         _echo_text(value.output if isinstance(value, ShellResult) else value if isinstance(value, str) else _repr(value))
 
-    def _show_failure(self, call: str, exc: BaseException) -> None:
+    def _show_failure(self, call: str, exc: BaseException, progress: CallProgress | None = None) -> None:
         state = next((state for kind_, state in STATES.items() if isinstance(exc, kind_)), str(State.FAILED))
         output = {"exit_code": exc.exit_code, "output": exc.output} if isinstance(exc, CommandFailed) else {}
         if self._as_json:
+            output = output if progress is None else {"progress": asdict(progress)}
             _echo_json({"id": call, "state": state, "error": kind(exc), "message": describe(exc), **output})
             return
         if isinstance(exc, CommandFailed):
             _echo_text(exc.output)
         said = printable(describe(exc).partition("\n")[0])
         # Whose message names the call need not be told which; the exception of a task does not.
+        said = said if progress is None else f"{said} It said it was at {progress}."
         note(f"Error: {said}" if call in said else f"Error: call {call}: {printable(kind(exc).rpartition('.')[2])}: {said}")
 
 

@@ -35,6 +35,15 @@ def _usual_time_limit() -> float | None:
         raise ConfigurationError(f"JOBQ_TIME_LIMIT: {exc.message}") from exc
 
 
+def _usual_log_format() -> str:
+    from ..log_formats import checked_format
+
+    try:
+        return checked_format(read_settings().log_format or "text")
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"JOBQ_LOG_FORMAT: {exc}") from exc
+
+
 COMMON_OPTIONS = (
     click.option("--queue", "queues", multiple=True, metavar="NAMES",
                  help="a,b: in turn; a:3,b: by weight; given again: strict order. Unless given, all that the tasks name."),
@@ -53,6 +62,10 @@ COMMON_OPTIONS = (
                  help="OMP_NUM_THREADS and the like of each child; 0 leaves them alone."),
     click.option("--by-value/--no-by-value", default=True, show_default=True, help="Run calls that bring their code along."),
     click.option("--emulate-tty", is_flag=True, help="Give shell commands a terminal, so that they write line by line."),
+    click.option("--logs/--no-logs", "keeps_logs", default=lambda: read_settings().logs, show_default="$JOBQ_LOGS, or --logs",
+                 help="Keep what calls print and log, for `jobq TARGET logs ID`."),
+    click.option("--log-format", type=click.Choice(["text", "json"]), default=_usual_log_format,
+                 show_default="$JOBQ_LOG_FORMAT, or text", help="One JSON object a line, for what collects logs."),
     click.option("--verbose", "-v", count=True, help="Log more, and show tracebacks."),
     click.option("--quiet", "-q", count=True, help="Log less."),
     click.option("--proc", hidden=True, expose_value=False, callback=lambda context, option, value: _check_processor(value)),
@@ -73,6 +86,9 @@ OPTIONS = (
     click.option("--max-consecutive-failures", type=click.IntRange(0), default=0, show_default="off",
                  help="End with an error once more than so many attempts in a row have failed."),
     click.option("--max-calls-per-child", type=click.IntRange(1), help="Replace a child process after so many calls."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), default=lambda: read_settings().metrics_port,
+                 show_default="$JOBQ_METRICS_PORT", help="Serve metrics for Prometheus there; 0 picks a free port."),
+    click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where --metrics-port listens."),
     *COMMON_OPTIONS,
 )  # fmt: skip
 
@@ -86,6 +102,8 @@ def options(command: F) -> F:
 
 def run(target: Target, given: dict[str, Any]) -> int:
     """Run the worker that TARGET and the options describe; returns its exit code. Raises what `run_worker` does."""
+    from ..call_records import call_records
+    from ..log_formats import formatter
     from ..worker.runtime import run_worker
     from ..worker.shutdown import Shutdown, Why, exit_soon
 
@@ -100,7 +118,8 @@ def run(target: Target, given: dict[str, Any]) -> int:
         await run_worker(plan, ready=lambda: None, shutdown=shutdown)
         return exit_code(shutdown)
 
-    with logged(given["verbose"] - given["quiet"], logging.INFO):
+    log_format = formatter(given["log_format"])
+    with call_records(plan.setup.worker), logged(given["verbose"] - given["quiet"], logging.INFO, log_format):
         return asyncio.run(work())
 
 
@@ -123,6 +142,8 @@ def _plan(target: Target, given: dict[str, Any]) -> Any:
             served=served,
             search_path=(str(Path.cwd()),),
             emulate_tty=given["emulate_tty"],
+            log_format=given["log_format"],
+            logs=given["keeps_logs"],
         ),
         queues=tuple(given["queues"]),
         concurrency=given.get("num_workers") or given["concurrency"] or hardware.places or (hardware.cpus if target.module else 1),
@@ -136,7 +157,15 @@ def _plan(target: Target, given: dict[str, Any]) -> Any:
         terms=_terms(given["lease"], renewed=given.get("heartbeat", True)),
         most_messages=given.get("most_messages"),
         max_failures_in_a_row=given.get("max_consecutive_failures") or None,
+        metrics=_port(given),
     )
+
+
+def _port(given: dict[str, Any]) -> Any:
+    from ..telemetry.working import Port
+
+    number = given.get("metrics_port")  # which who takes one call has not
+    return None if number is None else Port(number, given["metrics_host"])
 
 
 def _terms(lease_seconds: float | None, *, renewed: bool) -> Any:

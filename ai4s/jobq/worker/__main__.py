@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from ..background import READY, Assignment
+from ..call_records import make_call_records
 from ..config import read_settings
 from ..errors import JobQError
 from ..message import Pool
@@ -49,7 +50,9 @@ async def _work(assignment: Assignment, answer: Callable[[str], None]) -> None:
     shutdown = Shutdown(grace_seconds=25.0, at_last=lambda: exit_soon(0), patience_seconds=patience_seconds)
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), _at_end_of_input, loop, shutdown)
-    await run_worker(_plan(assignment), ready=lambda: answer(READY), shutdown=shutdown)
+    plan = _plan(assignment)
+    make_call_records(plan.setup.worker)
+    await run_worker(plan, ready=lambda: answer(READY), shutdown=shutdown)
 
 
 def _at_end_of_input(loop: asyncio.AbstractEventLoop, shutdown: Shutdown) -> None:
@@ -67,6 +70,7 @@ def _plan(assignment: Assignment) -> Plan:
         served=served,
         modules=assignment.modules,
         search_path=assignment.search_path,
+        logs=read_settings().logs,
     )
     return Plan(
         setup,

@@ -11,16 +11,21 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 
+from ..call_records import now_about
 from ..errors import AccessDenied, LeaseLost, Malformed, MessageError, SignatureInvalid, TransportError, Unfit, Unreachable
 from ..lifecycle import Bury, Died, Expired, Happening, Hindered, Preempted, Raised, Retry, Succeeded, decide, is_hopeless
 from ..message import Call, Cause, Failure, PackHeader
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
 from .checkpoints import Checkpoints, opened_checkpoints
+from .counts import Watched, seen
+from .current_calls import Current
 from .executors import Ending, Work
 from .gates import Share
 from .jobs import Kind, Report
@@ -46,9 +51,9 @@ class Attempts:
     def __init__(self, workshop: Workshop) -> None:
         self._ledger, self._executors, self._slots = workshop.ledger, workshop.executors, workshop.slots
         self._scratch, self._leases, self._duties = workshop.scratch, workshop.leases, workshop.duties
-        self._interruptions, self._orders = workshop.interruptions, workshop.orders
-        self._settlement = Settlement(workshop.ledger, workshop.duties.worker, workshop.leases.clock)
-        self.counts = self._settlement.counts
+        self._interruptions, self._orders, self._logs = workshop.interruptions, workshop.orders, workshop.logs
+        self._settlement = Settlement(workshop.ledger, workshop.duties.worker, workshop.leases.clock, counts=workshop.counts)
+        self.counts, self._current, self._telemetry = workshop.counts, workshop.current, workshop.telemetry
         self._packs = Packs(workshop, self._settlement, self.counts)
         self._told_of_replies = False
 
@@ -76,10 +81,16 @@ class Attempts:
 
     async def _run_held(self, queue_name: str, delivery: Delivery, lease: Lease) -> None:
         with self._slots.arriving():
-            attempt = await self._unseal(queue_name, delivery, lease)
+            attempt = None
+            try:
+                attempt = await self._unseal(queue_name, delivery, lease)
+            finally:
+                self._telemetry.opened(delivery, attempt.call.trace if isinstance(attempt, Attempt) else None)
         if isinstance(attempt, PackDelivery):
             await self._packs.run(attempt)
         elif attempt is not None:
+            now_about(attempt.call)
+            lease.context = copy_context()
             await self._work_or_give_up(attempt)
 
     async def _work_or_give_up(self, attempt: Attempt) -> None:
@@ -153,6 +164,7 @@ class Attempts:
             assert isinstance(decision, Retry)
             # The lease that ran out was delay enough: it goes on here and now.
             attempt = replace(attempt, call=decision.call)
+            now_about(attempt.call)
         reason = self._duties.refuses(call)
         return attempt, refused(attempt.delivery, reason) if reason else None
 
@@ -169,14 +181,19 @@ class Attempts:
             await self._settlement.release(attempt, 0)
 
     async def _run_to_its_end(self, attempt: Attempt, share: Share) -> None:
-        with self._scratch.job_files() as files:
+        began, delivery = self._leases.clock(), attempt.delivery
+        watched = Watched(self.counts, seen(attempt.call, began + delivery.server_time - delivery.received_at))
+        processing = self._telemetry.processing(attempt.call)
+        said = self._logs.opened(attempt.call, attempt.token)
+        with processing as process, watched.unless_lost(), said as said_so_far, self._scratch.job_files() as files:
+            attempt = replace(attempt, watched=watched, trace=process.trace, said=said_so_far)
             async with opened_checkpoints(self._ledger, attempt, files.checkpoint) as checkpoints:
-                began = self._leases.clock()
                 happening = await self._outcome_of(attempt, share, files, checkpoints)
                 call = await checkpoints.finish()
                 attempt = attempt if call is attempt.call else replace(attempt, call=call)
             # Settling needs the value's file, and holds the slot: what is not durable is not done.
-            await self._settlement.settle(attempt, happening, ran_from=began)
+            with process.settling():
+                await self._settlement.settle(attempt, happening, ran_from=began)
 
     def _may_have_ended(self, attempt: Attempt) -> bool:
         """Whether it pays to look: after a redelivery, and for calls that were sent before somebody cancelled one."""
@@ -194,7 +211,7 @@ class Attempts:
                 raise
 
     async def _outcome_of(self, attempt: Attempt, share: Share, files: JobFiles, checkpoints: Checkpoints) -> Happening:
-        call = attempt.call
+        call = attempt.call if attempt.trace == attempt.call.trace else replace(attempt.call, trace=attempt.trace)
         try:
             job = await attempt.lease.patiently(lambda: self._scratch.job(call, files))
             shipped = [str(await attempt.lease.patiently(partial(self._scratch.payload, sha256))) for sha256 in call.ship]
@@ -208,11 +225,27 @@ class Attempts:
             # As late as can be: what fails before is the storage's fault, and must not look like a death.
             await self._mark(attempt)
         serve = self._scratch.serving(checkpoints.serve, attempt.lease.patiently)
-        with self._interruptions.watched(call) as stop:
-            ending = await self._executors.run(Work(job, tuple(shipped), stop, serve, share=share))
+        with self._interruptions.watched(call) as stop, self._begun(attempt) as current:
+            work = Work(job, tuple(shipped), stop, serve, share=share, progressed=current.progressed)
+            work = work if attempt.said is None else replace(work, said=attempt.said.hear)
+            ending = await self._executors.run(work)
+            if attempt.said is not None:
+                attempt.said.close()
+            if attempt.watched is not None:
+                ran_seconds = self._leases.clock() - current.since
+                attempt.watched.seconds = ending.seconds if isinstance(ending, Report) else ran_seconds
         inline = isinstance(ending, Report) and ending.value is not None and isinstance(call.arguments, bytes)
         files.none_made = inline and not checkpoints.asked
         return await self._as_happening(attempt, ending, files)
+
+    @contextmanager
+    def _begun(self, attempt: Attempt) -> Iterator[Current]:
+        """Count and tell that the attempt runs, for the length of the block."""
+        current = Current(attempt.call.id, attempt.call.task, self._leases.clock())
+        if attempt.watched is not None:
+            attempt.watched.begin()
+        with self._current.told_by(lambda: current):
+            yield current
 
     async def _as_happening(self, attempt: Attempt, ending: Ending, files: JobFiles) -> Happening:
         if isinstance(ending, Report) and ending.kind is Kind.HINDERED and ending.failure is not None:

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -25,12 +26,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from ..call_records import make_call_records
+from ..config import read_settings
 from ..errors import ConfigurationError, JobQError
-from ..message import SHELL_TASK, Pool
-from ..printable import LOG_FORMAT, PlainFormatter, redacted
-from ..running import TASK_LOGGER
+from ..message import Pool
+from ..printable import redacted
 from ..sessions import end_session, group_of
 from ..sigterm import Sigterm
+from ..telemetry.tasks import trace_tasks
+from .child_records import show_records
 from .chunks import ChunkRun
 from .execution import Desk, Execution, Functions
 from .jobs import (
@@ -43,15 +47,20 @@ from .jobs import (
     Heard,
     Job,
     Notice,
+    Progressed,
     Ready,
     Recall,
     Recalled,
     Report,
     Request,
+    Said,
     from_body,
     to_frame,
 )
+from .progress_sender import ProgressSender
 from .registry import load, ready
+from .streams import hear
+from .voices import Voices
 
 PR_SET_PDEATHSIG = 1
 REPORT_LOST = 70
@@ -75,10 +84,28 @@ class Channel:
         body = self._file.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
         return from_body(body) if body else None
 
-    def send(self, message: Ready | Report | Recalled | Heard | Request) -> None:
+    def send(self, message: Ready | Report | Recalled | Heard | Request | Progressed | Said) -> None:
         """Send one message."""
         with self._lock:
             self._connection.sendall(to_frame(message))
+
+    def offer(self, said: Said, patience_seconds: float) -> bool:
+        """Send it if that can be done at once, or as soon as that, and nobody is just sending."""
+        if not self._has_room(patience_seconds) or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._connection.sendall(to_frame(said))
+        except OSError:  # nobody is at the other end any more, which others will notice
+            return False
+        finally:
+            self._lock.release()
+        return True
+
+    def _has_room(self, patience_seconds: float) -> bool:
+        """Whether something can be sent, now or that soon; it says no long before there is no room at all."""
+        room = select.poll()  # each time anew: one that another thread waits for raises
+        room.register(self._connection, select.POLLOUT)
+        return bool(room.poll(1000 * patience_seconds))
 
     def ask(self, request: Callable[[int], Request]) -> Answer:
         """Send a request, made of its number, and wait for its answer. Raises JobQError in a fork, where none would come."""
@@ -105,9 +132,13 @@ def main(descriptor: int, watched: int) -> Channel:
     channel = Channel(connection)
     setup = channel.receive()
     assert isinstance(setup, ChildSetup)
+    make_call_records(setup.worker)
     try:
         client, tasks = load(setup)
-        _show_commands()
+        settings = read_settings()
+        trace_tasks(setup.worker, settings.environ, settings.environment_name)
+        is_configured = bool(logging.getLogger().handlers)
+        show_records(setup.log_format)
         channel.send(ready(client, tasks))
     except ConfigurationError as exc:
         channel.send(Ready(problem=str(exc)))
@@ -115,7 +146,11 @@ def main(descriptor: int, watched: int) -> Channel:
     except BaseException as exc:  # noqa: BLE001  # user code runs while its module is imported
         channel.send(Ready(problem=_import_problem(setup, exc)))
         return channel
-    execution = Execution(Functions(tasks), Desk(setup.worker, channel.ask, client), sigterm)
+    voices = Voices(channel, shares_process=setup.pool is not Pool.PROCESS) if setup.logs else None
+    if voices is not None:
+        hear(voices, is_configured=is_configured)
+    desk = Desk(setup.worker, channel.ask, client, ProgressSender(channel.send).say, voices)
+    execution = Execution(Functions(tasks), desk, sigterm)
     if setup.pool is Pool.PROCESS:
         _serve_jobs(channel, execution)
     else:
@@ -128,16 +163,6 @@ def _import_problem(setup: ChildSetup, exc: BaseException) -> str:
     return redacted(
         f"{setup.target or ', '.join(setup.modules)}: the module raised {type(exc).__name__} when it was imported.\n{text}"
     )
-
-
-def _show_commands() -> None:
-    """Have the output of shell commands logged as the supervisor logs, unless the user's modules have said how to log."""
-    log = logging.getLogger(f"{TASK_LOGGER}.{SHELL_TASK}")
-    if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(PlainFormatter(LOG_FORMAT))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
 
 
 def _handled_sigterm() -> Sigterm:

@@ -16,8 +16,10 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
+from ..call_progress import MAX_MESSAGE_CHARS, CallProgress
 from ..clock import boottime
 from ..errors import Malformed
 from ..sessions import catches, end_session
@@ -33,11 +35,13 @@ from .jobs import (
     Heard,
     Job,
     Notice,
+    Progressed,
     Ready,
     Recall,
     Recalled,
     Report,
     Request,
+    Said,
     from_body,
     to_frame,
 )
@@ -72,6 +76,22 @@ Hear = Callable[[int], None]
 """Told how many calls of a chunk, from its end, will not be run."""
 
 
+HearProgress = Callable[[int, CallProgress], None]
+"""Told which call of a chunk, by its place, is how far."""
+
+
+def ignore_progress(place: int, progress: CallProgress) -> None:
+    """Hears what nobody wants to know."""
+
+
+HearSaid = Callable[[Said], None]
+"""Told what a job's call has printed and logged."""
+
+
+def ignore_said(said: Said) -> None:
+    """Hears what nobody wants to keep."""
+
+
 def ignore(count: int) -> None:
     """Hears what does not matter: a job has nothing to take back."""
 
@@ -83,7 +103,21 @@ class _Running:
     report: asyncio.Future[Report]
     serve: Serve
     recalled: Hear
+    progressed: HearProgress
+    said: HearSaid
+    context: Context = field(default_factory=copy_context)
+    """Of whoever has it run: what is asked of the storage for its requests is charged there, and not to the child."""
     serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def hear(self, message: Recalled | Said | Progressed) -> None:
+        """Take what nobody answers."""
+        if isinstance(message, Recalled):
+            self.recalled(message.count)
+        elif isinstance(message, Said):
+            self.said(message)
+        else:
+            shown = message.message[:MAX_MESSAGE_CHARS]
+            self.progressed(message.place, CallProgress(message.done, message.total, shown))
 
 
 class Child:
@@ -144,12 +178,20 @@ class Child:
         """Whether it can still be given jobs."""
         return self._serving is not None and not self._serving.done() and not self._killed
 
-    async def run(self, job: Job | Chunk, serve: Serve, recalled: Hear = ignore) -> Report:
+    async def run(
+        self,
+        job: Job | Chunk,
+        serve: Serve,
+        recalled: Hear = ignore,
+        *,
+        progressed: HearProgress = ignore_progress,
+        said: HearSaid = ignore_said,
+    ) -> Report:
         """Have a job run, and its requests served; raises ChildDied if the process ends first.
 
         Cancelling this leaves the job running.
         """
-        running = _Running(asyncio.get_running_loop().create_future(), serve, recalled)
+        running = _Running(asyncio.get_running_loop().create_future(), serve, recalled, progressed, said)
         self._jobs[job.number] = running
         try:
             if not self.alive:
@@ -273,18 +315,18 @@ class Child:
         if isinstance(message, Heard):
             self._heard = True
             return
-        assert isinstance(message, Report | Recalled | Request)
+        assert isinstance(message, Report | Recalled | Request | Progressed | Said)
         running = self._jobs.get(message.number)
-        if isinstance(message, Recalled):
+        if isinstance(message, Recalled | Said | Progressed):
             if running is not None:
-                running.recalled(message.count)
+                running.hear(message)
         elif running is None or running.report.done():
             if not isinstance(message, Report):
                 self._answer(Answer(message.request, done=False))  # of a job that is over; its thread waits all the same
         elif isinstance(message, Report):
             running.report.set_result(message)
         else:
-            serving = asyncio.create_task(self._serve_request(running.serve, message))
+            serving = asyncio.create_task(self._serve_request(running.serve, message), context=running.context)
             running.serving.add(serving)
             serving.add_done_callback(running.serving.discard)
 

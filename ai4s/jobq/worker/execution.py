@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..buffers import Readable, mapped
+from ..call_progress import CallProgress
 from ..checkpointing import Checkpointing
 from ..client import Client
 from ..codec import Codec, Hindered, Unresolved, codec_of, unpickled
@@ -29,8 +32,10 @@ from ..running import RunningCall, Support, running
 from ..sigterm import Sigterm
 from ..stored import ResolvingCodec, Stored, may_name
 from ..task import Task
+from ..telemetry.context import attached
 from .jobs import MAX_INLINE_BYTES, Answer, Chunk, Job, Kind, Load, Notice, Report, Save
 from .shelf import Ask, OtherPython, Shelf
+from .voices import CallVoice, Voices
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +90,21 @@ def _unpickled(job: Job | Chunk) -> Found:
     return Found(made.function, made.policy, codec_of(job.call.codec))
 
 
+def _unheard(number: int, place: int, progress: CallProgress) -> None:
+    """Nobody wants to know how far a call is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Whom jobs here work for: the worker's id, how to ask it for something, and the app's client in this process."""
+    """Whom jobs here work for: the worker's id, how to ask it for something, the app's client in this process, and whom to tell how
+    far a job's call is."""
 
     worker: str
     ask: Ask
     client: Client | None = None
+    say: Callable[[int, int, CallProgress], None] = _unheard
+    voices: Voices | None = None
+    """Who hears what calls print and log; None where nobody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +156,7 @@ class Execution:
             return not_run(job, exc)
         began, notices = time.monotonic(), self.unanswered_notices
         try:
-            with running(self.current(job.call), self._support(job, found)):
+            with self._as_current(job, found):
                 value = found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything, SystemExit included
             return replace(self.raised(job, found, exc, told=self.told_since(notices)), seconds=time.monotonic() - began)
@@ -157,7 +170,7 @@ class Execution:
             return not_run(job, exc)
         began, notices = time.monotonic(), self.unanswered_notices
         try:
-            with running(self.current(job.call), self._support(job, found)):
+            with self._as_current(job, found):
                 value = await found.function(*args, **kwargs)
         except BaseException as exc:  # noqa: BLE001  # user code may raise anything; a cancelled job's report is not awaited
             return replace(self.raised(job, found, exc, told=self.told_since(notices)), seconds=time.monotonic() - began)
@@ -218,13 +231,40 @@ class Execution:
             deadline=None if call.timeout_seconds is None else time.time() + call.timeout_seconds,
         )
 
+    @contextmanager
+    def _as_current(self, job: Job, found: Found) -> Iterator[None]:
+        """For the length of the block a job's call is what runs, goes on with its trace, and is heard."""
+        current, support = self.current(job.call), self._support(job, found)
+        with attached(job.call.trace), self._heard(job) as voice, running(current, support, voice):
+            yield
+
+    @contextmanager
+    def _heard(self, job: Job) -> Iterator[CallVoice | None]:
+        """The voice of a job's call; what it has said is sent before its report is."""
+        voices = self._desk.voices
+        if voices is None or job.call.logs is False:
+            yield None
+            return
+        voice = voices.of(job.number)
+        voices.now_runs(lambda: voice)
+        try:
+            yield voice
+        finally:
+            voice.end()
+
+    @property
+    def voices(self) -> Voices | None:
+        """Who hears what calls print and log."""
+        return self._desk.voices
+
     def _support(self, job: Job, found: Found) -> Support:
         return self.support(job, found, 0)
 
     def support(self, job: Job | Chunk, found: Found, place: int) -> Support:
         """What is held ready for a job, or for the call at this place of a chunk."""
         vault = JobVault(job.number, place, Path(job.checkpoint_path), self._desk.ask)
-        return Support(Checkpointing(vault, found.codec), self._preempted, self._desk.client)
+        say = partial(self._desk.say, job.number, place)
+        return Support(Checkpointing(vault, found.codec), self._preempted, self._desk.client, say)
 
 
 def _argument_bytes(job: Job) -> Readable:

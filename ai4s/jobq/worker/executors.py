@@ -21,7 +21,8 @@ from ..lifecycle import Cancelled, Died, Disturbed, Hindered, Preempted, TimedOu
 from ..message import Call, Cause, Failure, Pool
 from ..printable import printable
 from ..sigterm import WORD_SECONDS
-from .child_process import GRACE_SECONDS, Child, ChildDied, Hear, Serve, ignore
+from . import child_process
+from .child_process import GRACE_SECONDS, Child, ChildDied, Serve
 from .devices import Hardware, displaced
 from .gates import Share
 from .interruptions import Stop
@@ -47,8 +48,10 @@ class Work:
     shipped: tuple[str, ...]
     stop: asyncio.Future[Stop]
     serve: Serve
-    recalled: Hear = ignore
+    recalled: child_process.Hear = child_process.ignore
     share: Share = Share()  # noqa: RUF009  # frozen
+    progressed: child_process.HearProgress = child_process.ignore_progress
+    said: child_process.HearSaid = child_process.ignore_said
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -155,7 +158,8 @@ class Crew:
             await cancel_and_wait(acquiring)
 
     async def _run_on(self, child: Child, work: Work) -> Ending:
-        running, call = asyncio.create_task(child.run(work.job, work.serve, work.recalled)), work.job.call
+        run = child.run(work.job, work.serve, work.recalled, progressed=work.progressed, said=work.said)
+        running, call = asyncio.create_task(run), work.job.call
         try:
             await asyncio.wait((running, work.stop), timeout=work.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if running.done():

@@ -52,7 +52,8 @@ class Outfit(NamedTuple):
 class ChildSetup:
     """The first frame: what a child serves and how. `target` is `module:app`; without it, `served` says what that would.
 
-    With `emulate_tty`, shell commands find a terminal.
+    With `emulate_tty`, shell commands find a terminal. `log_format` is how its log records are written; without
+    `logs`, nobody hears what tasks say.
     """
 
     worker: str
@@ -66,6 +67,8 @@ class ChildSetup:
     devices: tuple[str, ...] | None = None
     threads: int | None = None
     emulate_tty: bool = False
+    log_format: str = "text"
+    logs: bool = True
 
     @property
     def outfit(self) -> Outfit:
@@ -194,6 +197,30 @@ class Fetch:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a job's task says it is; `place` says which call of a chunk. Nobody answers."""
+
+    number: int
+    place: int
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Whole lines that the call at this place of a job has said, as they lie in its log.
+
+    With `tail_only` they are for its outcome alone, if it fails, and not all that there were.
+    """
+
+    number: int
+    place: int
+    text: str
+    tail_only: bool = False
+
+
 Request = Save | Load | Fetch
 
 
@@ -236,7 +263,10 @@ class Report:
     seconds: float = 0
 
 
-Frame = ChildSetup | Ready | Job | Chunk | Recall | Recalled | Cancel | Notice | Ending | Heard | Request | Answer | Report
+Frame = (
+    ChildSetup | Ready | Job | Chunk | Recall | Recalled | Cancel | Notice | Ending | Heard | Request | Progressed | Said | Answer
+    | Report
+)  # fmt: skip
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Frame)}
 
 

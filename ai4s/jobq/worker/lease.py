@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,6 +66,8 @@ class Lease:
         self._lost = False
         self.refresh: Callable[[], Awaitable[None]] = self.renew
         """What renews it when that is due: a pack's message changes with what is left of it."""
+        self.context: Context | None = None
+        """In which that is done: it says what the lease is of, and who is charged for it."""
         self._busy = asyncio.Lock()
         self._extend(terms.seconds, delivery.received_at)
 
@@ -144,6 +147,7 @@ class LeaseKeeper:
     async def hold(self, queue: Queue, delivery: Delivery) -> AsyncIterator[Lease]:
         """A lease on this delivery that is renewed for the length of the block."""
         lease = Lease(queue, delivery, self.clock, self._terms)
+        lease.context = copy_context()
         self._leases.add(lease)
         try:
             yield lease
@@ -155,7 +159,7 @@ class LeaseKeeper:
         async with asyncio.TaskGroup() as renewals:
             while True:
                 for lease in [lease for lease in self._leases if lease.due]:
-                    renewals.create_task(_renew(lease))
+                    renewals.create_task(_renew(lease), context=lease.context)
                 await asyncio.sleep(ROUND_SECONDS)
 
 

@@ -19,6 +19,7 @@ from ..clock import boottime
 from ..errors import ConfigurationError, TransportError, Unreachable
 from ..layout import check_queue_name
 from ..ledger import Ledger
+from ..telemetry.working import SILENT, Telemetry
 from ..transports.base import Delivery, Queue
 from .lease import USUAL_TERMS, Terms
 
@@ -114,8 +115,15 @@ class Line:
 class Poller:
     """Fetches for a worker; made ready by `open`."""
 
-    def __init__(self, groups: Sequence[Sequence[Line]], turns: Sequence[Sequence[Turn]], terms: Terms = USUAL_TERMS) -> None:
-        self._terms = terms
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Line]],
+        turns: Sequence[Sequence[Turn]],
+        terms: Terms = USUAL_TERMS,
+        *,
+        telemetry: Telemetry = SILENT,
+    ) -> None:
+        self._terms, self._telemetry = terms, telemetry
         self._groups = [
             [line for line, turn in zip(lines, group, strict=True) for _ in range(turn.weight)]
             for lines, group in zip(groups, turns, strict=True)
@@ -123,9 +131,12 @@ class Poller:
         self.lines = [line for lines in groups for line in lines]
 
     @classmethod
-    async def open(cls, ledger: Ledger, turns: Sequence[Sequence[Turn]], terms: Terms = USUAL_TERMS) -> Poller:
+    async def open(
+        cls, ledger: Ledger, turns: Sequence[Sequence[Turn]], terms: Terms = USUAL_TERMS, *, telemetry: Telemetry = SILENT
+    ) -> Poller:
         """With all queues there. Raises AccessDenied, Unreachable, NotFound, PlaceTaken."""
-        return cls([[Line(turn.queue, await ledger.queue(turn.queue)) for turn in group] for group in turns], turns, terms)
+        lines = [[Line(turn.queue, await ledger.queue(turn.queue)) for turn in group] for group in turns]
+        return cls(lines, turns, terms, telemetry=telemetry)
 
     async def fetch(self, room: int) -> tuple[Line, list[Delivery]] | None:
         """Up to `room` messages of the first queue that is due and has some; nothing for no room."""
@@ -163,10 +174,12 @@ class Poller:
         return sum([await line.queue.depth() for line in self.lines])
 
     async def _receive(self, line: Line, room: int) -> list[Delivery]:
+        began = boottime()
         try:
             deliveries = await line.queue.receive(room, lease_seconds=self._terms.seconds)
         except TransportError as exc:
             line.failed(exc)
             return []
+        self._telemetry.received(line.name, deliveries, boottime() - began)
         line.had(len(deliveries))
         return deliveries

@@ -21,11 +21,15 @@ from ..config import read_settings
 from ..errors import ConfigurationError, JobQError, TransportError
 from ..ledger import Ledger
 from ..message import Pool
+from ..requests_made import Requests, charged_to
 from ..signing import Keyring
+from ..telemetry.working import Port, Telemetry
 from ..transports import open_transport
 from ..transports.base import Delivery
 from ..transports.place import parse_place
 from .attempt import Attempts
+from .call_logs import CallLogs
+from .counts import Counts
 from .devices import Hardware, machine
 from .duties import Duties
 from .executors import Executors
@@ -34,6 +38,7 @@ from .jobs import ChildSetup, Notice, Ready, Served
 from .lease import USUAL_TERMS, LeaseKeeper, Terms
 from .limits import ChildLimits
 from .memory import use_one_heap
+from .metering import keep_metered, metered
 from .orders import Orders, Ways
 from .poller import Line, Poller, parse_queues
 from .preemption import follow_notices, metadata_url
@@ -75,6 +80,7 @@ class Plan:
     most_messages: int | None = None
     max_failures_in_a_row: int | None = None
     hardware: Hardware = field(default_factory=machine)
+    metrics: Port | None = None
 
 
 class Worker:
@@ -82,7 +88,8 @@ class Worker:
 
     def __init__(self, plan: Plan, poller: Poller, attempts: Attempts, *, workshop: Workshop, shutdown: Shutdown) -> None:
         self._plan, self._poller, self._attempts, self._shutdown = plan, poller, attempts, shutdown
-        self._slots, self._tell = workshop.slots, workshop.executors.tell
+        self._slots, self._tell, self.counts = workshop.slots, workshop.executors.tell, workshop.counts
+        self.calls = workshop.current.longest_first
         self._last_work = boottime()
         self._taking = False
         self._runs: set[asyncio.Task[None]] = set()
@@ -90,20 +97,11 @@ class Worker:
         self._taken = 0
         self.gave_up: JobQError | None = None
         """Why this machine is not to go on."""
-        attempts.counts.on_failure = self._give_up_if_broken
+        self.counts.on_failure = self._give_up_if_broken
 
     def numbers(self) -> Mapping[str, int]:
         """Counts for the status."""
-        counts = self._attempts.counts
-        return {
-            "slots": self._slots.total,
-            "running": self._slots.running,
-            "succeeded": counts.succeeded,
-            "failed": counts.failed,
-            "retried": counts.retried,
-            "lost": counts.lost,
-            "fenced": counts.fenced,
-        }
+        return {"slots": self._slots.total, "running": self._slots.running, **self.counts.numbers()}
 
     def queues(self) -> Sequence[str]:
         """The queues that it serves."""
@@ -152,12 +150,7 @@ class Worker:
             # Not to be cancelled before: messages that were received and not given back would be hidden until their lease ends.
             found = await self._shutdown.unless_over(self._poller.fetch(self._room()))
             if found is not None:
-                self._taken += len(found[1])
-                for delivery in found[1]:
-                    run = group.create_task(self._run(found[0], delivery))
-                    self._runs.add(run)
-                    run.add_done_callback(self._runs.discard)
-                self._last_work = boottime()
+                self._begin(group, *found)
                 # The attempts must count themselves before the next fetch asks for room.
                 await asyncio.sleep(0)
                 await self._end_if_all_taken()
@@ -165,6 +158,16 @@ class Worker:
                 self._shutdown.drain("There is nothing left to do")
             else:
                 await self._shutdown.unless_draining(self._poller.rest())
+
+    def _begin(self, group: asyncio.TaskGroup, line: Line, deliveries: Sequence[Delivery]) -> None:
+        self._taken += len(deliveries)
+        for place, delivery in enumerate(deliveries):
+            # The receive is charged to the first of those that it brought.
+            with charged_to(Requests({"queue_receive": 1} if place == 0 else {})):
+                run = group.create_task(self._run(line, delivery))
+            self._runs.add(run)
+            run.add_done_callback(self._runs.discard)
+        self._last_work = boottime()
 
     async def _run(self, line: Line, delivery: Delivery) -> None:
         try:
@@ -252,11 +255,13 @@ async def run_worker(plan: Plan, *, ready: Callable[[], None], shutdown: Shutdow
             if ledger is None:
                 return
             groups = parse_queues(ledger.app, plan.queues or [",".join(first.queues)])
-            poller = await shutdown.unless_draining(Poller.open(ledger, groups, plan.terms))
+            metering = metered(ledger.app, plan.setup.worker, plan.metrics, settings=read_settings(), shutdown=shutdown)
+            telemetry = await stack.enter_async_context(metering)
+            poller = await shutdown.unless_draining(Poller.open(ledger, groups, plan.terms, telemetry=telemetry))
             if poller is None:
                 return
             place, ttl = parse_place(first.served.url).label, first.served.result_ttl_seconds
-            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder, ttl), shutdown, ready)
+            await _serve(plan, _Parts(executors, ledger, poller, _tasks(first), place, folder, ttl, telemetry), shutdown, ready)
 
 
 def _calm_collector() -> None:
@@ -295,6 +300,7 @@ class _Parts:
     place: str
     folder: Path
     result_ttl_seconds: float | None
+    telemetry: Telemetry
 
 
 async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[[], None]) -> None:
@@ -304,7 +310,7 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
         return
     attempts = Attempts(workshop)
     worker = Worker(plan, parts.poller, attempts, workshop=workshop, shutdown=shutdown)
-    status = Status(parts.ledger, plan.setup.worker, worker)
+    status = Status(parts.ledger, plan.setup.worker, worker, environment=read_settings().environment_name)
     tidying = Tidying(parts.ledger, parts.result_ttl_seconds, lambda: not (workshop.slots.busy or shutdown.draining.is_set()))
     _announce(plan, parts)
     async with asyncio.TaskGroup() as upkeep:
@@ -317,6 +323,8 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
             follow_notices(notices_url, shutdown),
             worker.cut_short(),
             tidying.keep(),
+            keep_metered(workshop, parts.poller),
+            workshop.logs.keep(),
         )
         keeping = [upkeep.create_task(duty) for duty in duties]
         ready()
@@ -325,6 +333,7 @@ async def _serve(plan: Plan, parts: _Parts, shutdown: Shutdown, ready: Callable[
         finally:
             for task in keeping:
                 task.cancel()
+    await shutdown.unless_over(workshop.logs.finish())
     await shutdown.unless_over(status.write("stopped"))
     told = ", ".join(f"{number} {name}" for name, number in worker.numbers().items() if name not in ("slots", "running"))
     log.info("Worker %s ends: %s", plan.setup.worker, told)
@@ -345,6 +354,9 @@ async def _workshop(plan: Plan, parts: _Parts, shutdown: Shutdown) -> Workshop:
         LeaseKeeper(boottime, plan.terms),
         interruptions,
         orders,
+        counts=Counts(watchers=(parts.telemetry,) if parts.telemetry.is_on else ()),
+        telemetry=parts.telemetry,
+        logs=CallLogs(parts.ledger, plan.setup.worker),
     )
 
 

@@ -5,9 +5,13 @@ Next: `attempt.py` for single calls, `pack.py` for packs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..ledger import Ledger
+from ..telemetry.working import SILENT, Telemetry
+from .call_logs import CallLogs
+from .counts import Counts
+from .current_calls import CurrentCalls
 from .duties import Duties
 from .executors import Executors
 from .interruptions import Interruptions
@@ -29,3 +33,7 @@ class Workshop:
     leases: LeaseKeeper
     interruptions: Interruptions
     orders: Orders
+    counts: Counts = field(default_factory=Counts)
+    current: CurrentCalls = field(default_factory=CurrentCalls)
+    telemetry: Telemetry = SILENT
+    logs: CallLogs = field(default_factory=CallLogs)
