@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import programs
+from azurite import stop
 
 SCRAPE_SECONDS = 1
-START_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 60.0, 10.0, 20.0
+START_SECONDS, ANSWER_SECONDS = 60.0, 20.0
 
 CONFIG = """\
 global:
@@ -90,12 +91,7 @@ def running_prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometh
     try:
         yield Prometheus(f"http://{wait_until_ready(process, log)}")
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:

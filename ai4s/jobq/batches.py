@@ -18,7 +18,7 @@ from . import layout, requests_made, spill
 from .entry_notes import asked_again, encoded
 from .errors import AlreadyExists, ConditionFailed, Malformed, NotFound, ResultGone
 from .ledger import Ledger
-from .message import BatchMeta, BatchOrder, BatchTotal, Outcome, PackHeader, Spill
+from .message import BatchMeta, BatchOrder, BatchTotal, Call, Outcome, PackHeader, Spill
 from .packing import (
     MAX_ENTRY_BYTES,
     MAX_UNPACKED_INPUT_BYTES,
@@ -32,6 +32,7 @@ from .packing import (
     read_keys,
 )
 from .parts import Parts
+from .ranges import to_text
 from .requests_made import account
 from .transports.base import Blob, BlobInfo
 
@@ -55,6 +56,22 @@ class PackInfo:
     input: Spill
     head: int = 0
     sent: int = 0
+
+
+def first_header(batch: str, info: PackInfo, call: Call) -> PackHeader:
+    """The message of a pack of which all calls are still to be done; `call` is what they have in common."""
+    return PackHeader(
+        batch=batch,
+        pack=info.pack,
+        queue=call.queue,
+        sent=call.sent,
+        input=info.input,
+        first=info.indices.start,
+        count=len(info.indices),
+        todo=to_text(info.indices),
+        log=layout.root_log(info.pack),
+        python=call.python,
+    )
 
 
 class BatchLedger:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .. import layout
-from ..batches import BatchLedger, PackInfo
+from ..batches import BatchLedger, PackInfo, first_header
 from ..client import Client
 from ..codec import Codec
 from ..errors import BatchConflict
@@ -26,7 +26,6 @@ from ..message import BatchMeta, BatchTotal, PackHeader, Spill
 from ..packing import key_digest
 from ..parts import Parts
 from ..payload import python_minor
-from ..ranges import to_text
 from ..requests_made import Requests, charged_to
 from ..submission import Order, guard, timed
 from ..wire import MAX_PACK_CALLS
@@ -326,19 +325,8 @@ class Submission:
 
     def _header(self, info: PackInfo, *, has_code: bool = True) -> PackHeader:
         call = self._call
-        return PackHeader(
-            batch=self._plan.batch,
-            pack=info.pack,
-            queue=call.queue,
-            sent=call.sent,
-            input=info.input,
-            first=info.indices.start,
-            count=len(info.indices),
-            todo=to_text(info.indices),
-            log=layout.root_log(info.pack),
-            python=call.python or (python_minor() if has_code else None),
-            not_before=call.eta,
-        )
+        python = call.python or (python_minor() if has_code else None)
+        return replace(first_header(self._plan.batch, info, call), python=python, not_before=call.eta)
 
 
 def encoder(codec: Codec) -> Encode:

@@ -8,10 +8,10 @@ Next: `reading.py`, which follows what runs again; `worker/pack.py`, which runs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import layout
-from ..batches import BatchLedger, PackInfo
+from ..batches import BatchLedger, PackInfo, first_header
 from ..client import Client
 from ..entry_notes import ERROR_CHARACTERS, encoded
 from ..errors import NotFinished
@@ -85,18 +85,5 @@ class _Sender:
         await self.batch.note_retry_sent(number, order)
 
     def _header(self, info: PackInfo, order: BatchOrder, *, todo: str, log: str) -> PackHeader:
-        call = self.meta.call
-        return PackHeader(
-            batch=self.batch.batch,
-            pack=info.pack,
-            queue=call.queue,
-            sent=order.asked,
-            input=info.input,
-            first=info.indices.start,
-            count=len(info.indices),
-            todo=todo,
-            log=log,
-            run=order.run,
-            python=call.python,
-            resent=True,
-        )
+        header = first_header(self.batch.batch, info, self.meta.call)
+        return replace(header, sent=order.asked, todo=todo, log=log, run=order.run, resent=True)

@@ -24,6 +24,7 @@ from ..message import Call, Cause, Failure, PackHeader
 from ..printable import printable
 from ..transports.base import MAX_DELAY_SECONDS, Delivery, Queue
 from .checkpoints import Checkpoints, opened_checkpoints
+from .child_process import ignore_said
 from .counts import Watched, seen
 from .current_calls import Current
 from .executors import Ending, Work
@@ -226,8 +227,8 @@ class Attempts:
             await self._mark(attempt)
         serve = self._scratch.serving(checkpoints.serve, attempt.lease.patiently)
         with self._interruptions.watched(call) as stop, self._begun(attempt) as current:
-            work = Work(job, tuple(shipped), stop, serve, share=share, progressed=current.progressed)
-            work = work if attempt.said is None else replace(work, said=attempt.said.hear)
+            said = ignore_said if attempt.said is None else attempt.said.hear
+            work = Work(job, tuple(shipped), stop, serve, share=share, progressed=current.progressed, said=said)
             ending = await self._executors.run(work)
             if attempt.said is not None:
                 attempt.said.close()
